@@ -1,0 +1,234 @@
+"""What is refused before anything is compiled, each in one sentence: given, expected, what to do."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfit import _tree
+
+
+def count(name: str, value: Any) -> int:
+    """A whole number from 1 to what int32 holds, or a sentence."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} is {_show(value)}, but the length of the loop must be known when it is "
+            f"compiled: give a Python int."
+        ) from None
+    if not 1 <= number < 2**31:
+        raise ValueError(f"{name} is {number}, but must be at least 1 and below 2**31.")
+    return number
+
+
+def lengths(num_steps: Any, record_every: Any, keyframe_every: Any) -> tuple[int, int, int | None]:
+    """The three numbers that shape a run, as ints that fit together."""
+    num_steps, record_every = count("num_steps", num_steps), count("record_every", record_every)
+    if keyframe_every is not None:
+        keyframe_every = count("keyframe_every", keyframe_every)
+        if keyframe_every % record_every:
+            raise ValueError(
+                f"keyframe_every is {keyframe_every} and record_every {record_every}, but a "
+                f"keyframe starts a row: make keyframe_every a multiple of record_every."
+            )
+    return num_steps, record_every, keyframe_every
+
+
+def data(data: Any) -> Any:
+    """What a step sees: None, a function of the step, or arrays that share a leading axis."""
+    if data is None or callable(data):
+        if data is not None and not _takes(data, 1):
+            raise TypeError(
+                f"data is the function {_show(data)}, but a function of data takes one argument, "
+                f"the step: write data=lambda step: batch."
+            )
+        return data
+    leaves = jax.tree.leaves(data)
+    for leaf in leaves:
+        if not _tree.is_array(leaf):
+            raise TypeError(
+                f"data holds {_show(leaf)}, but its leaves must be arrays: "
+                f"convert them with jnp.asarray."
+            )
+    lengths = {jnp.shape(leaf)[:1] for leaf in leaves}
+    if len(lengths) != 1 or lengths == {()}:
+        shapes = ", ".join(str(jnp.shape(leaf)) for leaf in leaves) or "no arrays"
+        raise ValueError(
+            f"data has leaves of shape {shapes}, but all must share one leading axis, the "
+            f"examples: give arrays [examples, …], or a function of the step for anything else."
+        )
+    return jax.tree.map(jnp.asarray, data)
+
+
+def optimizer(optimizer: Any) -> optax.GradientTransformation:
+    """An optax optimizer, an object with its two methods, or a rule (gradients, parameters)."""
+    if inspect.isclass(optimizer) or not (
+        callable(optimizer)
+        or all(callable(getattr(optimizer, name, None)) for name in ("init", "update"))
+    ):
+        raise TypeError(
+            f"optimizer is {_show(optimizer)}, but must be an optax optimizer, or a function of "
+            f"(gradients, parameters) that returns updates: build one, as in optax.adam(1e-3)."
+        )
+    if not hasattr(optimizer, "update"):
+        if _required(optimizer) != 2:
+            raise TypeError(
+                f"optimizer is the function {_show(optimizer)}, but must be an optax optimizer or "
+                f"a rule of two arguments, (gradients, parameters): call a factory such as "
+                f"optax.adam first, and give a schedule to an optimizer as its learning rate."
+            )
+        return optax.stateless(optimizer)
+    return optax.GradientTransformation(optimizer.init, optimizer.update)
+
+
+def function(name: str, value: Any, arguments: int) -> None:
+    """A function of so many arguments; for a loss, what they are follows from whether it has data."""
+    expected = {
+        ("loss", 1): "no data was given, so it is called as loss(params): give data=(x, y), or",
+        ("loss", 2): "data was given, so it is called as loss(params, batch): leave data out, or",
+        ("record", 1): "it is called as record(step):",
+    }[name, arguments]
+    if not callable(value):
+        raise TypeError(f"{name} is {_show(value)}, but must be a function.")
+    if not _takes(value, arguments):
+        raise TypeError(
+            f"{name} {_show(value)} takes other arguments, but {expected} change its signature."
+        )
+
+
+def value(objective: Callable, iterate: Any, step: Any, has_aux: bool) -> None:
+    """The loss on the first batch is one real number that depends on the parameters."""
+    if not jax.tree.leaves(iterate):
+        raise ValueError(
+            "params has no floating or complex leaf, so there is nothing to train: "
+            "write 1.0 where 1 was meant, or convert integer arrays to floating ones."
+        )
+    jaxpr, out = jax.make_jaxpr(objective, return_shape=True)(iterate, step)
+    is_pair = isinstance(out, tuple) and len(out) == 2
+    if has_aux and not is_pair:
+        raise TypeError(
+            f"has_aux=True was given, but the loss returned {_shapes(out)}: "
+            f"return the pair (loss, aux), or leave has_aux out."
+        )
+    if is_pair and not has_aux:
+        raise TypeError(
+            f"the loss returned the pair {_shapes(out)}, but one scalar was expected: "
+            f"give has_aux=True if it returns (loss, aux)."
+        )
+    value = out[0] if has_aux else out
+    if not isinstance(value, jax.ShapeDtypeStruct) or value.shape:
+        raise ValueError(
+            f"the loss returned {_shapes(value)}, but one scalar was expected: "
+            f"take its mean or sum."
+        )
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(
+            f"the loss returned {_shapes(value)}, but a real floating number was expected: "
+            f"convert it, or take its real part."
+        )
+    if not _depends(jaxpr.jaxpr, len(jax.tree.leaves(iterate))):
+        raise ValueError(
+            "the loss does not depend on the parameters, so every gradient would be zero: "
+            "use its first argument in it."
+        )
+
+
+def opt_state(given: Any, expected: Any) -> None:
+    """The optimizer state of a State belongs to this optimizer and these parameters."""
+    if difference := _difference(expected, given):
+        raise ValueError(
+            f"the given State does not belong to this optimizer ({difference} in its optimizer "
+            f"state): go on with the optimizer that made it, or start this one afresh with "
+            f"jaxfit.init(state.params, optimizer)."
+        )
+
+
+def update(before: Any, after: Any, trained: Any, updates: Any) -> None:
+    """An update keeps the shape of the optimizer's state, and has that of the parameters."""
+    if difference := _difference(before, after):
+        raise ValueError(
+            f"the optimizer's update changed the shape of its state ({difference}), but a compiled "
+            f"loop needs it to stay: let its init return what its update does, and record with "
+            f"record=… what optax.monitor would."
+        )
+    if jax.tree.structure(trained) != jax.tree.structure(updates):
+        raise ValueError(
+            f"the optimizer returned {_shapes(updates)} as updates of {_shapes(trained)}, but both "
+            f"must have one structure: return one update for every parameter."
+        )
+
+
+def recorded(row: Any) -> Any:
+    """What a recorder returned is something."""
+    if not jax.tree.leaves(row):
+        raise ValueError(
+            f"record returned {row}, but a row needs at least one array: "
+            f"return what to keep, such as step.loss."
+        )
+    return row
+
+
+def _difference(expected: Any, given: Any) -> str | None:
+    """The first place where two trees of arrays differ in structure, shape or dtype."""
+    if jax.tree.structure(expected) != jax.tree.structure(given):
+        return f"{_shapes(given)} in the place of {_shapes(expected)}"
+    for (path, one), other in zip(
+        jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(given), strict=True
+    ):
+        if _short(one) != _short(other):
+            return f"{_short(other)} in the place of {_short(one)} at {jax.tree_util.keystr(path)}"
+    return None
+
+
+def _takes(function: Callable, number: int) -> bool:
+    """Whether a call with so many positional arguments binds; True where nobody can tell."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(*range(number))
+    except TypeError:
+        return False
+    return True
+
+
+def _required(function: Callable) -> int:
+    """How many positional arguments a function cannot do without."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return 2
+    return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+
+
+def _depends(jaxpr: Any, inputs: int) -> bool:
+    """Whether the first output can depend on any of the first inputs."""
+    reached = {id(variable) for variable in jaxpr.invars[:inputs]}
+    for equation in jaxpr.eqns:
+        if any(id(variable) in reached for variable in equation.invars):
+            reached.update(id(variable) for variable in equation.outvars)
+    return id(jaxpr.outvars[0]) in reached
+
+
+def _short(leaf: Any) -> str:
+    return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+
+
+def _shapes(tree: Any) -> str:
+    text = str(jax.tree.map(lambda leaf: _short(leaf) if hasattr(leaf, "dtype") else leaf, tree))
+    return text if len(text) < 200 else text[:197] + "…"
+
+
+def _show(value: Any) -> str:
+    text = getattr(value, "__name__", None) or repr(value)
+    return f"{text!r} ({type(value).__name__})" if isinstance(value, str) else text[:80]

@@ -1,0 +1,90 @@
+"""Which leaves of a pytree are trained, and how the others ride along."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array or a number: what JAX can carry through a loop."""
+    if isinstance(leaf, np.ndarray | np.generic):
+        return leaf.dtype.kind not in "OSUMm"  # objects, text, dates
+    return isinstance(leaf, jax.Array | bool | int | float | complex)
+
+
+def is_trainable(leaf: Any) -> bool:
+    """Whether a leaf is a floating or complex array or number: what has a gradient."""
+    return is_array(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def as_arrays(params: Any) -> Any:
+    """Turn the trainable leaves into JAX arrays of a definite dtype; leave the others as they are."""
+
+    def convert(leaf):
+        if not is_trainable(leaf):
+            return leaf
+        if isinstance(leaf, jax.Array) and not leaf.weak_type:
+            return leaf
+        # The explicit dtype is what makes a Python float's array strong: 0.5 is float32 [].
+        return jnp.asarray(leaf, dtype=jnp.result_type(leaf))
+
+    return jax.tree.map(convert, params)
+
+
+def trainable(params: Any) -> Any:
+    """Keep the trainable leaves, and None in the place of the others."""
+    return jax.tree.map(lambda leaf: leaf if is_trainable(leaf) else None, params)
+
+
+def others(params: Any) -> Any:
+    """Keep the leaves that are not trained, and None in the place of those that are."""
+    return jax.tree.map(lambda leaf: None if is_trainable(leaf) else leaf, params)
+
+
+def merge(trained: Any, rest: Any) -> Any:
+    """Put `trainable` and `others` of one tree together again."""
+    return jax.tree.map(
+        lambda one, other: other if one is None else one,
+        trained,
+        rest,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
+@jax.tree_util.register_pytree_node_class
+class _Opaque:
+    """A leaf JAX cannot carry (a function, a string), moved into the structure of its tree."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def tree_flatten(self):
+        return (), self
+
+    @classmethod
+    def tree_unflatten(cls, self, _):
+        return self
+
+    def __eq__(self, other):
+        return isinstance(other, _Opaque) and self.value is other.value
+
+    def __hash__(self):
+        return id(self.value)
+
+
+def pack(tree: Any) -> Any:
+    """Hide the leaves that JAX cannot carry in the structure, so that a scan can return the tree."""
+    return jax.tree.map(lambda leaf: leaf if is_array(leaf) else _Opaque(leaf), tree)
+
+
+def unpack(tree: Any) -> Any:
+    """Undo `pack`."""
+    return jax.tree.map(
+        lambda leaf: leaf.value if isinstance(leaf, _Opaque) else leaf,
+        tree,
+        is_leaf=lambda leaf: isinstance(leaf, _Opaque),
+    )
