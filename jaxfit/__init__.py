@@ -1,4 +1,6 @@
-from jaxfit import record
+"""jaxfit: gradient-based optimisation in JAX, where a training run is a value."""
+
+from jaxfit import data, losses, models, record
 from jaxfit.train import Run, State, Step, init, train
 
-__all__ = ["Run", "State", "Step", "init", "record", "train"]
+__all__ = ["Run", "State", "Step", "data", "init", "losses", "models", "record", "train"]

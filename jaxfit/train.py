@@ -7,7 +7,9 @@ Read this file first. `State` is where a run stands, `Step` is everything one st
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -212,7 +214,7 @@ def train(
         opt_state = given.opt_state
         _check.opt_state(opt_state, jax.eval_shape(optimizer.init, trained))
     state = State(start, trained, opt_state)
-    take_step = _stepper(objective, batch_at, optimizer, has_aux, callable(data))
+    take_step = _stepper(objective, batch_at, optimizer, has_aux)
 
     def keep(step: Step) -> Any:
         step = dataclasses.replace(
@@ -254,17 +256,16 @@ def train(
 
 
 def _stepper(
-    objective: Callable, batch_at: Callable, optimizer: Any, has_aux: bool, callable_data
+    objective: Callable, batch_at: Callable, optimizer: Any, has_aux: bool
 ) -> Callable[[State], tuple[State, Step]]:
     """One step of a run; the parameters in its `State` and `Step` are the trained leaves alone."""
     keywords = _keywords(optimizer.update)
 
     def take_step(state: State) -> tuple[State, Step]:
-        seal = _sealer(state.step)
-        batch = seal(batch_at(state.step)) if callable_data else batch_at(state.step)
+        batch = batch_at(state.step)
         out, grads = jax.value_and_grad(objective, has_aux=has_aux)(_iterate(state.params), batch)
         value, aux = out if has_aux else (out, None)
-        value, grads = seal((value, grads))
+        grads = _tie(grads, value=value)
 
         # A line search refuses keywords that value_fn does not name, for it hands them on to it.
         def value_fn(params, *, obj_fn=None):
@@ -285,49 +286,54 @@ def _stepper(
             **{name: offered[name] for name in keywords},
         )
         _check.update(state.opt_state, opt_state, state.params, updates)
-        updates = seal(updates)
-        step = Step(
-            state.step, state.params, state.opt_state, batch, value, aux, grads, updates
-        )
+        updates = _tie(updates, value=value)
+        step = Step(state.step, state.params, state.opt_state, batch, value, aux, grads, updates)
+
         params = optax.apply_updates(state.params, updates)
-        return State(state.step + 1, *seal((params, opt_state))), step
+        if isinstance(params, optax.LookaheadParams):
+            grads = optax.LookaheadParams(fast=grads, slow=grads)
+        params = _tie(params, grads, updates, value=value)
+        return State(state.step + 1, params, opt_state), step
 
     return take_step
 
 
-def _sealer(step: jax.Array) -> Callable[[Any], Any]:
-    """A function that returns a tree as it is, in a way no compiler sees through.
+def _tie(tree: Any, *others: Any, value: jax.Array) -> Any:
+    """Return a tree as it is, tied to other trees in a way no compiler sees through.
 
-    A product that goes into a sum, and nowhere else, becomes one fused multiply-add, which rounds
-    once; if a recorder looks at it as well, it does not, and looking would change the run. So
-    whatever a recorder can look at is combined with a zero that is one only to the compiler: the
-    product of three consecutive numbers is divisible by three. (lax.optimization_barrier is gone
-    by the time that multiply-adds are fused.)
+    Why: a product and the sum it goes into are rounded once instead of twice where XLA makes them
+    one operation, which depends on who else needs the product. A recorder that looks at it is such
+    a need, so looking would change the last bits of the run. What a recorder can look at is
+    therefore tied to itself, so that no product meets a sum across that point, and all of it to
+    the next parameters, so that it is needed whether or not anybody looks.
+
+    How: exclusive or with the bits of all of them, where ``value`` is one NaN of 16 million; that
+    is, never. lax.optimization_barrier does not do: it is gone when operations are merged.
     """
-    number = step & 0xFF
-    zero = number * (number + 1) * (number + 2) % 3
+    bits = lax.bitcast_convert_type(lax.stop_gradient(value).astype(jnp.float32), jnp.int32)
+    never = (bits == 0x7FED0000).astype(jnp.int32)
 
-    def seal(leaf):
-        if not _tree.is_trainable(leaf):
-            return leaf
+    def tie(leaf, *others):
         if jnp.iscomplexobj(leaf):
-            return lax.complex(seal(leaf.real), seal(leaf.imag))
-        return _flip(leaf, zero)
+            parts = [(array.real, array.imag) for array in (leaf, *others)]
+            return lax.complex(*(_xor(never, *part) for part in zip(*parts, strict=True)))
+        return _xor(never, leaf, *(array.astype(leaf.dtype) for array in others))
 
-    return lambda tree: jax.tree.map(seal, tree)
+    return jax.tree.map(tie, tree, *others)
 
 
 @jax.custom_jvp
-def _flip(leaf: jax.Array, bits: jax.Array) -> jax.Array:
-    """Exclusive or with the bits of a floating array; linear for bits that are zero."""
+def _xor(never: jax.Array, leaf: jax.Array, *others: jax.Array) -> jax.Array:
+    """The leaf, which is all of it that is differentiated."""
     integer = jnp.dtype(f"int{8 * leaf.dtype.itemsize}")
-    flipped = lax.bitcast_convert_type(leaf, integer) ^ bits.astype(integer)
-    return lax.bitcast_convert_type(flipped, leaf.dtype)
+    bits = [lax.bitcast_convert_type(array, integer) for array in (leaf, *(others or (leaf,)))]
+    mask = functools.reduce(operator.and_, bits[1:], never.astype(integer))
+    return lax.bitcast_convert_type(bits[0] ^ mask, leaf.dtype)
 
 
-@_flip.defjvp
-def _flip_jvp(primals, tangents):
-    return _flip(*primals), tangents[0]
+@_xor.defjvp
+def _xor_jvp(primals, tangents):
+    return _xor(*primals), tangents[1]
 
 
 def _first_of(take_step: Callable, state: State, number: int) -> tuple[State, Step]:

@@ -1,0 +1,1 @@
+"""What was tried and measured with jaxfit; nothing here is imported by the library."""

@@ -1,0 +1,1 @@
+"""Timings of jaxfit beside the same computation by other means."""
