@@ -208,7 +208,10 @@ def _required(function: Callable) -> int:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return 2
-    return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    return sum(
+        p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        for p in parameters
+    )
 
 
 def _depends(jaxpr: Any, inputs: int) -> bool:

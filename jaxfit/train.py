@@ -218,7 +218,9 @@ def train(
 
     def keep(step: Step) -> Any:
         step = dataclasses.replace(
-            step, params=_tree.merge(step.params, rest), batch=step.batch if callable(data) else data
+            step,
+            params=_tree.merge(step.params, rest),
+            batch=step.batch if callable(data) else data,
         )
         return _tree.pack(_check.recorded(record(step)))
 
@@ -265,7 +267,7 @@ def _stepper(
         batch = batch_at(state.step)
         out, grads = jax.value_and_grad(objective, has_aux=has_aux)(_iterate(state.params), batch)
         value, aux = out if has_aux else (out, None)
-        grads = _tie(grads, value=value)
+        value, grads = _tie(value, (value, grads))
 
         # A line search refuses keywords that value_fn does not name, for it hands them on to it.
         def value_fn(params, *, obj_fn=None):
@@ -286,19 +288,20 @@ def _stepper(
             **{name: offered[name] for name in keywords},
         )
         _check.update(state.opt_state, opt_state, state.params, updates)
-        updates = _tie(updates, value=value)
+        updates = _tie(value, updates)
         step = Step(state.step, state.params, state.opt_state, batch, value, aux, grads, updates)
 
         params = optax.apply_updates(state.params, updates)
         if isinstance(params, optax.LookaheadParams):
             grads = optax.LookaheadParams(fast=grads, slow=grads)
-        params = _tie(params, grads, updates, value=value)
+        params = _tie(value, params, grads, updates)
         return State(state.step + 1, params, opt_state), step
 
     return take_step
 
 
-def _tie(tree: Any, *others: Any, value: jax.Array) -> Any:
+@jax.custom_jvp
+def _tie(value: jax.Array, tree: Any, *others: Any) -> Any:
     """Return a tree as it is, tied to other trees in a way no compiler sees through.
 
     Why: a product and the sum it goes into are rounded once instead of twice where XLA makes them
@@ -310,30 +313,25 @@ def _tie(tree: Any, *others: Any, value: jax.Array) -> Any:
     How: exclusive or with the bits of all of them, where ``value`` is one NaN of 16 million; that
     is, never. lax.optimization_barrier does not do: it is gone when operations are merged.
     """
-    bits = lax.bitcast_convert_type(lax.stop_gradient(value).astype(jnp.float32), jnp.int32)
-    never = (bits == 0x7FED0000).astype(jnp.int32)
+    never = lax.bitcast_convert_type(value.astype(np.float32), np.int32) == 0x7FED0000
 
-    def tie(leaf, *others):
-        if jnp.iscomplexobj(leaf):
-            parts = [(array.real, array.imag) for array in (leaf, *others)]
-            return lax.complex(*(_xor(never, *part) for part in zip(*parts, strict=True)))
-        return _xor(never, leaf, *(array.astype(leaf.dtype) for array in others))
+    def tie(*leaves):
+        if jnp.iscomplexobj(leaves[0]):
+            parts = ([leaf.real for leaf in leaves], [leaf.imag for leaf in leaves])
+            return lax.complex(*(tie(*part) for part in parts))
+        dtype = leaves[0].dtype
+        integer = np.dtype(f"int{8 * dtype.itemsize}")
+        first, *rest = (lax.bitcast_convert_type(leaf.astype(dtype), integer) for leaf in leaves)
+        # Not a select: that becomes a branch, and operations do not merge across branches.
+        mask = functools.reduce(operator.and_, rest or [first]) & never.astype(integer)
+        return lax.bitcast_convert_type(first ^ mask, dtype)
 
     return jax.tree.map(tie, tree, *others)
 
 
-@jax.custom_jvp
-def _xor(never: jax.Array, leaf: jax.Array, *others: jax.Array) -> jax.Array:
-    """The leaf, which is all of it that is differentiated."""
-    integer = jnp.dtype(f"int{8 * leaf.dtype.itemsize}")
-    bits = [lax.bitcast_convert_type(array, integer) for array in (leaf, *(others or (leaf,)))]
-    mask = functools.reduce(operator.and_, bits[1:], never.astype(integer))
-    return lax.bitcast_convert_type(bits[0] ^ mask, leaf.dtype)
-
-
-@_xor.defjvp
-def _xor_jvp(primals, tangents):
-    return _xor(*primals), tangents[1]
+@_tie.defjvp
+def _tie_jvp(primals, tangents):
+    return _tie(*primals), tangents[1]
 
 
 def _first_of(take_step: Callable, state: State, number: int) -> tuple[State, Step]:

@@ -1,0 +1,20 @@
+"""List the studies, a line each."""
+
+import ast
+import pathlib
+import pkgutil
+
+HERE = pathlib.Path(__file__).parent
+
+
+def main() -> None:
+    print("Run one with python -m NAME; each takes --help.\n")
+    for module in pkgutil.walk_packages([str(HERE)], "experiments."):
+        path = HERE.parent / (module.name.replace(".", "/") + ".py")
+        if not module.ispkg and path.stem != "__main__":
+            doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            print(f"  {module.name:40} {doc.splitlines()[0]}")
+
+
+if __name__ == "__main__":
+    main()

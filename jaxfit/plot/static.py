@@ -1,0 +1,207 @@
+"""Plots that stand still: a fit, a loss curve, a path over the contours of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from jaxfit import _tree
+from jaxfit.train import Run
+
+BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
+
+
+def fit(
+    model: Callable[[Any, Any], Any],
+    params: Any,
+    data: tuple[Any, Any],
+    *,
+    ax: Axes | None = None,
+    label: str | None = None,
+) -> Axes:
+    """Draw the points of a data set and the line a model fits to them.
+
+    Args:
+      model: ``model(params, x) -> prediction [examples]``.
+      params: its parameters; None to draw the points alone.
+      data: x and y. x is [examples], or [examples, features] of which the first column is drawn
+        and the others are constant, such as a column of ones; y is [examples].
+      ax: where to draw; a new figure if None.
+      label: what the legend says of the line.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: if x has a second column that varies.
+
+    >>> import jax.numpy as jnp, jaxfit.plot
+    >>> data = jnp.array([[0.0, 1.0], [1.0, 1.0]]), jnp.array([2.0, 5.0])
+    >>> len(jaxfit.plot.fit(jaxfit.models.linear, jnp.array([3.0, 2.0]), data).lines)
+    1
+    """
+    ax = _axes(ax)
+    x, y = data
+    places, inputs = grid(x)
+    ax.scatter(first_column(x), y, s=14, color=BLUE, label="data")
+    if params is not None:
+        ax.plot(places, model(params, inputs), color=ORANGE, linewidth=2, label=label or "fit")
+        ax.legend()
+    ax.set(xlabel="x", ylabel="y")
+    return ax
+
+
+def loss(
+    run: Run, *, ax: Axes | None = None, label: str | Sequence[Any] | None = None, **style: Any
+) -> Axes:
+    """Draw the loss against the step, on a logarithmic scale.
+
+    Args:
+      run: a run whose recorder kept ``"loss"``; or many runs made under ``jax.vmap``, whose losses
+        are [runs, rows]: one line each.
+      ax: where to draw; a new figure if None.
+      label: what the legend says; for many runs, a label for each.
+      **style: passed to ``Axes.plot``.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: if no ``"loss"`` was recorded, or there are more or fewer labels than runs.
+
+    >>> import optax, jaxfit.plot
+    >>> run = jaxfit.train(lambda a: (a - 1.0) ** 2, 0.0, optax.sgd(0.1), 20)
+    >>> jaxfit.plot.loss(run).get_yscale()
+    'log'
+    """
+    values = np.atleast_2d(kept(run, "loss", "plot.loss"))
+    steps = np.broadcast_to(np.asarray(run.steps), values.shape)
+    labels = [label] if label is None or isinstance(label, str) else [str(one) for one in label]
+    if label is None:
+        labels = [None] * len(values)
+    if len(labels) != len(values):
+        raise ValueError(
+            f"plot.loss was given {len(labels)} labels for {len(values)} runs: give one for each."
+        )
+    ax = _axes(ax)
+    if len(values) > 1 and "color" not in style:  # from dark to light, in the order of the runs
+        ax.set_prop_cycle(color=plt.get_cmap("viridis")(np.linspace(0.0, 0.9, len(values))))
+    elif "color" not in style and not ax.lines:
+        style = style | {"color": BLUE}
+    for step, value, one in zip(steps, values, labels, strict=True):
+        ax.plot(step, value, label=one, **style)
+    ax.set(xlabel="step", ylabel="loss", yscale="log")
+    if label is not None:
+        ax.legend()
+    return ax
+
+
+def path(
+    run: Run,
+    loss: Callable[..., Any],
+    data: Any = None,
+    *,
+    ax: Axes | None = None,
+    names: tuple[str, str] = ("$a_0$", "$a_1$"),
+    label: str = "path",
+) -> Axes:
+    """Draw the way of two parameters over the contours of the loss.
+
+    Args:
+      run: a run of two parameters whose recorder kept ``"params"``.
+      loss: the loss of the run, ``loss(params, data)``, or ``loss(params)`` if ``data`` is None.
+      data: what the contours are the loss of.
+      ax: where to draw; a new figure if None.
+      names: what to write at the axes.
+      label: what the legend says of the path.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: if there are not two parameters, or ``"params"`` was not recorded.
+
+    >>> import jax.numpy as jnp, optax, jaxfit.plot
+    >>> bowl = lambda a: a[0] ** 2 + 3.0 * a[1] ** 2
+    >>> run = jaxfit.train(bowl, jnp.array([1.0, 1.0]), optax.sgd(0.1), 20)
+    >>> jaxfit.plot.path(run, bowl).get_xlabel()
+    '$a_0$'
+    """
+    trained = _tree.trainable(kept(run, "params", "plot.path"))
+    points = np.concatenate(
+        [np.reshape(leaf, (len(run.steps), -1)) for leaf in jax.tree.leaves(trained)], axis=1
+    )
+    if points.shape[1] != 2:
+        raise ValueError(
+            f"plot.path draws two parameters, but the run has {points.shape[1]}: "
+            f"draw a loss curve with plot.loss, or train two of them."
+        )
+    end, unravel = jax.flatten_util.ravel_pytree(_tree.trainable(run.state.params))
+    rest = _tree.others(run.state.params)
+    points = np.concatenate([points, np.asarray(end)[None]])
+
+    def height(point):
+        params = _tree.merge(unravel(point), rest)
+        return loss(params) if data is None else loss(params, data)
+
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = 0.25 * np.maximum(high - low, 1e-6 + 0.1 * np.abs(high))
+    a, b = (np.linspace(low[i] - margin[i], high[i] + margin[i], 60) for i in (0, 1))
+    grid = jnp.stack(jnp.meshgrid(jnp.asarray(a), jnp.asarray(b)), axis=-1).astype(end.dtype)
+    heights = np.asarray(jax.jit(jax.vmap(jax.vmap(height)))(grid))
+
+    ax = _axes(ax)
+    lowest = heights.min()
+    # Level lines crowd where the loss is steep; in the squares of their distance they spread.
+    levels = lowest + (heights.max() - lowest) * np.linspace(0.02, 1.0, 14) ** 2
+    drawn = ax.contour(a, b, heights, levels=levels, cmap="viridis", linewidths=0.8)
+    ax.clabel(drawn, drawn.levels[::3], fontsize=7, fmt="%.3g")
+    ax.plot(*points.T, ".-", color=ORANGE, markersize=3, linewidth=1, label=label)
+    ax.plot(*points[0], "o", color=BLACK, label="start")
+    ax.plot(*points[-1], "*", color=BLACK, markersize=10, label="end")
+    ax.set(xlabel=names[0], ylabel=names[1])
+    ax.legend()
+    return ax
+
+
+def first_column(x: Any) -> np.ndarray:
+    """What a picture shows of x: [examples]."""
+    return np.asarray(x) if np.ndim(x) == 1 else np.asarray(x)[:, 0]
+
+
+def grid(x: Any) -> tuple[np.ndarray, Any]:
+    """200 places along the horizontal axis, and the x that a model takes for them."""
+    drawn = first_column(x)
+    places = np.linspace(drawn.min(), drawn.max(), 200)
+    if np.ndim(x) == 1:
+        return places, jnp.asarray(places, jnp.asarray(x).dtype)
+    others = np.asarray(x)[:, 1:]
+    if np.ptp(others, axis=0).any():
+        raise ValueError(
+            f"a fit is drawn over one variable, but x of shape {np.shape(x)} has a second column "
+            f"that varies: draw one column, with the others constant."
+        )
+    columns = [places, *np.broadcast_to(others[0], (200, others.shape[1])).T]
+    return places, jnp.asarray(np.stack(columns, axis=1), jnp.asarray(x).dtype)
+
+
+def kept(run: Run, name: str, caller: str) -> Any:
+    """What the recorder kept under a name."""
+    if not isinstance(run.trajectory, dict) or name not in run.trajectory:
+        held = list(run.trajectory) if isinstance(run.trajectory, dict) else type(run.trajectory)
+        raise ValueError(
+            f"{caller} draws {name!r}, but the trajectory holds {held}: "
+            f"record it, as jaxfit.record.whole does."
+        )
+    return run.trajectory[name]
+
+
+def _axes(ax: Axes | None) -> Axes:
+    return plt.subplots(layout="constrained")[1] if ax is None else ax
