@@ -1,10 +1,11 @@
-"""What is refused before anything is compiled, each in one sentence: given, expected, what to do."""
+"""What is refused before anything is compiled: one sentence with the given and the way out."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -61,9 +62,9 @@ def data(data: Any) -> Any:
             )
     lengths = {jnp.shape(leaf)[:1] for leaf in leaves}
     if len(lengths) != 1 or lengths == {()}:
-        shapes = ", ".join(str(jnp.shape(leaf)) for leaf in leaves) or "no arrays"
+        shapes = " and ".join(str(jnp.shape(leaf)) for leaf in leaves) or "none"
         raise ValueError(
-            f"data has leaves of shape {shapes}, but all must share one leading axis, the "
+            f"data has arrays of shape {shapes}, but they must share one leading axis, the "
             f"examples: give arrays [examples, …], or a function of the step for anything else."
         )
     return jax.tree.map(jnp.asarray, data)
@@ -91,7 +92,7 @@ def optimizer(optimizer: Any) -> optax.GradientTransformation:
 
 
 def function(name: str, value: Any, arguments: int) -> None:
-    """A function of so many arguments; for a loss, what they are follows from whether it has data."""
+    """A function of so many arguments; how many a loss takes follows from whether it has data."""
     expected = {
         ("loss", 1): "no data was given, so it is called as loss(params): give data=(x, y), or",
         ("loss", 2): "data was given, so it is called as loss(params, batch): leave data out, or",
@@ -142,14 +143,37 @@ def value(objective: Callable, iterate: Any, step: Any, has_aux: bool) -> None:
         )
 
 
-def opt_state(given: Any, expected: Any) -> None:
-    """The optimizer state of a State belongs to this optimizer and these parameters."""
-    if difference := _difference(expected, given):
+def opt_state(given: Any, optimizer: optax.GradientTransformation, trained: Any) -> None:
+    """The optimizer can be served, and a given state of it belongs to it and these parameters."""
+    expected = jax.eval_shape(optimizer.init, trained)
+    if _holds(expected, optax.contrib.DifferentiallyPrivateAggregateState):
+        raise ValueError(
+            "the optimizer is a differentially private one, which takes per-example gradients, but "
+            "a step has one gradient of its batch: write your own loop with jax.vmap(jax.grad)."
+        )
+    if _holds(expected, optax.LookaheadState) and not isinstance(trained, optax.LookaheadParams):
+        raise ValueError(
+            "the optimizer is optax.lookahead, which keeps slow parameters beside the fast ones, "
+            "but params is not a pair: give optax.LookaheadParams.init_synced(params)."
+        )
+    if given is not None and (difference := _difference(expected, given)):
         raise ValueError(
             f"the given State does not belong to this optimizer ({difference} in its optimizer "
             f"state): go on with the optimizer that made it, or start this one afresh with "
             f"jaxfit.init(state.params, optimizer)."
         )
+
+
+@contextlib.contextmanager
+def update_errors() -> Iterator[None]:
+    """Say of an error in an optimizer's update what the way out mostly is."""
+    try:
+        yield
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the optimizer could not make an update ({str(error).splitlines()[0]}): if it wraps "
+            f"lbfgs, a line search or sam, wrap the other way round, for these must be outermost."
+        ) from error
 
 
 def update(before: Any, after: Any, trained: Any, updates: Any) -> None:
@@ -160,10 +184,11 @@ def update(before: Any, after: Any, trained: Any, updates: Any) -> None:
             f"loop needs it to stay: let its init return what its update does, and record with "
             f"record=… what optax.monitor would."
         )
-    if jax.tree.structure(trained) != jax.tree.structure(updates):
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+    if shapes(trained) != shapes(updates):
         raise ValueError(
             f"the optimizer returned {_shapes(updates)} as updates of {_shapes(trained)}, but both "
-            f"must have one structure: return one update for every parameter."
+            f"must have one structure and the same shapes: return what is to be added."
         )
 
 
@@ -185,8 +210,15 @@ def _difference(expected: Any, given: Any) -> str | None:
         jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(given), strict=True
     ):
         if _short(one) != _short(other):
-            return f"{_short(other)} in the place of {_short(one)} at {jax.tree_util.keystr(path)}"
+            name = jax.tree_util.keystr(path)
+            return f"{_short(other)} in the place of {_short(one)} at leaf {name!r}"
     return None
+
+
+def _holds(tree: Any, kind: type) -> bool:
+    """Whether a node of this type is somewhere in a tree."""
+    found = lambda node: isinstance(node, kind)
+    return any(map(found, jax.tree.leaves(tree, is_leaf=found)))
 
 
 def _takes(function: Callable, number: int) -> bool:
@@ -228,10 +260,19 @@ def _short(leaf: Any) -> str:
 
 
 def _shapes(tree: Any) -> str:
-    text = str(jax.tree.map(lambda leaf: _short(leaf) if hasattr(leaf, "dtype") else leaf, tree))
+    """A tree with float32[3, 2] in the place of arrays, shortened."""
+    text = str(
+        jax.tree.map(lambda leaf: _Text(_short(leaf)) if hasattr(leaf, "dtype") else leaf, tree)
+    )
     return text if len(text) < 200 else text[:197] + "…"
 
 
+class _Text(str):
+    """Text that is printed without quotes inside of tuples and dicts."""
+
+    __repr__ = str.__str__
+
+
 def _show(value: Any) -> str:
-    text = getattr(value, "__name__", None) or repr(value)
-    return f"{text!r} ({type(value).__name__})" if isinstance(value, str) else text[:80]
+    """What was given: a function by its name, anything else as Python prints it."""
+    return (getattr(value, "__name__", None) or repr(value))[:80]

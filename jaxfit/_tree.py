@@ -22,7 +22,7 @@ def is_trainable(leaf: Any) -> bool:
 
 
 def as_arrays(params: Any) -> Any:
-    """Turn the trainable leaves into JAX arrays of a definite dtype; leave the others as they are."""
+    """Turn the trainable leaves into JAX arrays of a definite dtype; leave the others alone."""
 
     def convert(leaf):
         if not is_trainable(leaf):
@@ -77,7 +77,7 @@ class _Opaque:
 
 
 def pack(tree: Any) -> Any:
-    """Hide the leaves that JAX cannot carry in the structure, so that a scan can return the tree."""
+    """Hide the leaves that JAX cannot carry in the structure, so that a scan can return a tree."""
     return jax.tree.map(lambda leaf: leaf if is_array(leaf) else _Opaque(leaf), tree)
 
 

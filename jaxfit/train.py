@@ -198,35 +198,33 @@ def train(
     trained, rest = _tree.trainable(params), _tree.others(params)
     start = jnp.asarray(np.int32(0)) if given is None else given.step
 
-    def batch_at(step):
-        return data(step) if callable(data) else data
+    # Inside the loop there are only trained leaves, and batches that change: what stays the same
+    # for the whole run is closed over, and put back for the recorder.
+    varies = callable(data)
+    batch_at = data if varies else lambda step: None
 
     def objective(trained, batch):
         params = _tree.merge(trained, _iterate(rest))
-        return loss(params) if data is None else loss(params, batch)
+        return loss(params) if data is None else loss(params, batch if varies else data)
 
     _check.value(
         lambda iterate, step: objective(iterate, batch_at(step)), _iterate(trained), start, has_aux
     )
-    if given is None:
-        opt_state = optimizer.init(trained)
-    else:
-        opt_state = given.opt_state
-        _check.opt_state(opt_state, jax.eval_shape(optimizer.init, trained))
-    state = State(start, trained, opt_state)
+    _check.opt_state(None if given is None else given.opt_state, optimizer, trained)
+    state = State(start, trained, optimizer.init(trained) if given is None else given.opt_state)
     take_step = _stepper(objective, batch_at, optimizer, has_aux)
 
     def keep(step: Step) -> Any:
         step = dataclasses.replace(
             step,
             params=_tree.merge(step.params, rest),
-            batch=step.batch if callable(data) else data,
+            batch=step.batch if varies else data,
         )
         return _tree.pack(_check.recorded(record(step)))
 
     def steps(state: State, number: int) -> tuple[State, Any]:
         """So many steps, and the rows they leave: [rows, …]."""
-        if record_every > 1:
+        if record_every > 1 or number == 1:
             return _blocks(row, state, number, record_every)
 
         def body(state, _):
@@ -281,12 +279,13 @@ def _stepper(
             "obj_fn": value_fn,
             "grad_fn": lambda params, _: _conjugate(jax.grad(value_fn)(params)),
         }
-        updates, opt_state = optimizer.update(
-            _conjugate(grads),
-            state.opt_state,
-            state.params,
-            **{name: offered[name] for name in keywords},
-        )
+        with _check.update_errors():
+            updates, opt_state = optimizer.update(
+                _conjugate(grads),
+                state.opt_state,
+                state.params,
+                **{name: offered[name] for name in keywords},
+            )
         _check.update(state.opt_state, opt_state, state.params, updates)
         updates = _tie(value, updates)
         step = Step(state.step, state.params, state.opt_state, batch, value, aux, grads, updates)
@@ -335,28 +334,33 @@ def _tie_jvp(primals, tangents):
 
 
 def _first_of(take_step: Callable, state: State, number: int) -> tuple[State, Step]:
-    """Take so many steps and return the first.
+    """Take so many steps; return the state after them, and the first step.
 
-    All of them go through one compiled body, as the innermost loop, and what the first saw is
-    carried to the end: taken before the loop and compiled by itself, it could differ in the last
-    bit. XLA removes from the carry what no recorder looks at.
+    All of them go through one compiled body, as the innermost loop, and what is to be returned is
+    carried to the end: taken out of the loop and compiled by itself, a step may differ in the last
+    bit. XLA makes no loop of a single step, so one more is taken after it, and dropped. What no
+    recorder looks at, XLA removes from the carry.
     """
 
-    def seen(step: Step) -> Step:  # the rest is in the state that the steps start from
-        return dataclasses.replace(step, step=None, params=None, opt_state=None)
+    def found(state):
+        after, step = take_step(state)
+        # The rest of a Step is in the state that the steps start from.
+        step = dataclasses.replace(step, step=None, params=None, opt_state=None)
+        return after, step, after if number == 1 else None
 
     def body(carry, index):
         state, first = carry
-        state, step = take_step(state)
-        first = jax.tree.map(lambda new, old: jnp.where(index == 0, new, old), seen(step), first)
+        state, *new = found(state)
+        first = jax.tree.map(lambda one, other: jnp.where(index == 0, one, other), new, first)
         return (state, first), None
 
-    shapes = jax.eval_shape(lambda state: seen(take_step(state)[1]), state)
+    _, *shapes = jax.eval_shape(found, state)
     empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    (after, first), _ = lax.scan(body, (state, empty), jnp.arange(number))
-    return after, dataclasses.replace(
-        first, step=state.step, params=state.params, opt_state=state.opt_state
+    (last, (step, after)), _ = lax.scan(body, (state, empty), jnp.arange(max(number, 2)))
+    step = dataclasses.replace(
+        step, step=state.step, params=state.params, opt_state=state.opt_state
     )
+    return after if number == 1 else last, step
 
 
 def _blocks(body: Callable, carry: Any, total: int, every: int) -> tuple[Any, Any]:

@@ -1,6 +1,7 @@
 """Every optimizer of optax under `jaxfit.train`, against a loop written as optax documents it."""
 
 import dataclasses
+import functools
 import inspect
 import pathlib
 from collections.abc import Callable, Iterator
@@ -16,13 +17,16 @@ from optax import contrib
 import jaxfit
 
 STEPS = 7
+# Nearly all the time goes into compiling; and both loops are rounded alike where neither is
+# optimised, so that no optimizer needs a tolerance of its own.
+COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 
-random = np.random.default_rng(0)
-INPUTS = jnp.asarray(random.normal(size=(5, 3)), jnp.float32)
-TARGETS = jnp.asarray(random.uniform(-0.9, 0.9, size=(5, 4)), jnp.float32)
+generator = np.random.default_rng(0)
+INPUTS = jnp.asarray(generator.normal(size=(5, 3)), jnp.float32)
+TARGETS = jnp.asarray(generator.uniform(-0.9, 0.9, size=(5, 4)), jnp.float32)
 PARAMS = {
-    "w": jnp.asarray(random.normal(size=(3, 4)), jnp.float32),
-    "b": jnp.asarray(random.normal(size=4), jnp.float32),
+    "w": jnp.asarray(generator.normal(size=(3, 4)), jnp.float32),
+    "b": jnp.asarray(generator.normal(size=4), jnp.float32),
 }
 COMPLEX_PARAMS = jax.tree.map(lambda leaf: leaf * jnp.complex64(0.3 + 0.2j), PARAMS)
 POSITIVE_PARAMS = jax.tree.map(jnp.abs, PARAMS)
@@ -55,7 +59,7 @@ def is_even(step):
 
 
 def is_loss_high(step, *, value, **_):
-    return value > 0.5
+    return value > 3.5
 
 
 def descend(grads, params):
@@ -93,8 +97,6 @@ class Case:
     params: Any = dataclasses.field(default_factory=lambda: PARAMS)
     data: Callable = rolled
     given: Any = None  # to jaxfit, if not the optimizer itself
-    rtol: float = 1e-5
-    atol: float = 1e-6
 
 
 LINE_SEARCH = ("value", "grad", "value_fn")
@@ -119,7 +121,8 @@ TABLE = {
     "lars": Case(optax.lars(0.1, trust_coefficient=0.5)),
     "lbfgs": Case(optax.lbfgs(), LINE_SEARCH),
     "lbfgs-backtracking": Case(
-        optax.lbfgs(linesearch=optax.scale_by_backtracking_linesearch(15)), LINE_SEARCH
+        optax.lbfgs(linesearch=optax.scale_by_backtracking_linesearch(15, slope_rtol=0.5)),
+        LINE_SEARCH,
     ),
     "lbfgs-complex": Case(optax.lbfgs(), LINE_SEARCH, params=COMPLEX_PARAMS),
     "lion": Case(optax.lion(0.1)),
@@ -129,7 +132,7 @@ TABLE = {
     "novograd": Case(optax.novograd(0.1)),
     "optimistic_adam_v2": Case(optax.optimistic_adam_v2(0.1)),
     "optimistic_gradient_descent": Case(optax.optimistic_gradient_descent(0.1)),
-    "polyak_sgd": Case(optax.polyak_sgd(), ("value",)),
+    "polyak_sgd": Case(optax.polyak_sgd(100.0, scaling=10.0), ("value",)),
     "radam": Case(optax.radam(0.1)),
     "rmsprop": Case(optax.rmsprop(0.1, momentum=0.5, centered=True)),
     "rprop": Case(optax.rprop(0.1)),
@@ -177,10 +180,6 @@ TABLE = {
     "apply_if_finite": Case(optax.apply_if_finite(optax.adam(0.1), 3), data=rolled_with_nan),
     "chain": Case(optax.chain(optax.clip_by_global_norm(0.1), optax.adam(0.1))),
     "chain-lbfgs": Case(optax.chain(optax.add_decayed_weights(1e-3), optax.lbfgs()), LINE_SEARCH),
-    "chain-sophia": Case(
-        optax.chain(optax.clip_by_global_norm(0.1), contrib.sophia(0.1, update_interval=2)),
-        ("obj_fn",),
-    ),
     "conditionally_mask": Case(
         optax.conditionally_mask(optax.adam(0.1), is_loss_high, forward_extra_args=True),
         ("value",),
@@ -195,7 +194,7 @@ TABLE = {
     "freeze": Case(optax.chain(optax.adam(0.1), optax.freeze({"w": False, "b": True}))),
     "inject_hyperparams": Case(optax.inject_hyperparams(optax.adam)(schedule)),
     "inject_hyperparams-value": Case(
-        optax.inject_hyperparams(optax.polyak_sgd)(max_learning_rate=schedule), ("value",)
+        optax.inject_hyperparams(optax.polyak_sgd)(100.0, scaling=10.0), ("value",)
     ),
     "keep_params_nonnegative": Case(
         optax.chain(optax.sgd(0.5), optax.keep_params_nonnegative()), params=POSITIVE_PARAMS
@@ -207,7 +206,7 @@ TABLE = {
     "named_chain": Case(optax.named_chain(("clip", optax.clip(0.1)), ("sgd", optax.sgd(0.1)))),
     "partition": Case(
         optax.partition(
-            {"weights": optax.adam(0.1), "biases": optax.polyak_sgd()},
+            {"weights": optax.adam(0.1), "biases": optax.polyak_sgd(100.0, scaling=10.0)},
             {"w": "weights", "b": "biases"},
         ),
         ("value",),
@@ -227,7 +226,9 @@ TABLE = {
     "MultiSteps-transformation": Case(
         optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation()
     ),
-    "MultiSteps-value": Case(optax.MultiSteps(optax.polyak_sgd(), 2), ("value",)),
+    "MultiSteps-value": Case(
+        optax.MultiSteps(optax.polyak_sgd(100.0, scaling=10.0), 2), ("value",)
+    ),
     # a user's own
     "own": Case(optax.GradientTransformation(own_init, own_update)),
     "own-value": Case(
@@ -242,6 +243,7 @@ REFUSED = {
         lambda: optax.chain(optax.monitor({"norm": optax.tree.norm}), optax.sgd(0.1)),
         "state",
     ),
+    "lookahead-without-pair": (lambda: optax.lookahead(optax.sgd(0.1), 3, 0.5), "init_synced"),
     "masked-lbfgs": (lambda: optax.masked(optax.lbfgs(), WEIGHTS_ONLY), "outermost"),
     "partition-lbfgs": (
         lambda: optax.partition(
@@ -271,7 +273,7 @@ REFUSED = {
 EXCLUDED = {
     "differentially_private_aggregate": "takes per-example gradients; in dpsgd, which is refused",
     "inject_stateful_hyperparams": "deprecated: is inject_hyperparams, with a warning",
-    "multi_transform": "deprecated: is partition",
+    "multi_transform": "the old name of partition",
     "optimistic_adam": "deprecated in favour of optimistic_adam_v2",
     "with_extra_args_support": "changes a signature alone",
     **dict.fromkeys(
@@ -315,14 +317,16 @@ def public_factories() -> Iterator[str]:
     for module in (optax, contrib):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             returned = inspect.signature(function).return_annotation
-            says = returned is not inspect.Signature.empty
-            if not name.startswith("_") and ("GradientTransformation" in str(returned) or not says):
+            is_factory = "GradientTransformation" in str(returned)
+            is_unsaid = returned is inspect.Signature.empty
+            if (is_factory or is_unsaid) and not name.startswith("_"):
                 yield name
 
 
 def reference(case: Case) -> tuple[Any, Any, jax.Array]:
     """The loop that optax documents: parameters, optimizer state, losses [steps]."""
 
+    @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
     def update(params, opt_state, step):
         batch = case.data(step)
 
@@ -343,8 +347,6 @@ def reference(case: Case) -> tuple[Any, Any, jax.Array]:
         updates, opt_state = case.optimizer.update(grad, opt_state, params, **extra)
         return optax.apply_updates(params, updates), opt_state, value
 
-    # To compile is most of the work, and the plain loop needs no fast code.
-    update = jax.jit(update, compiler_options={"xla_backend_optimization_level": 0})
     params, opt_state, losses = case.params, case.optimizer.init(case.params), []
     for step in range(STEPS):
         params, opt_state, value = update(params, opt_state, step)
@@ -352,22 +354,22 @@ def reference(case: Case) -> tuple[Any, Any, jax.Array]:
     return params, opt_state, jnp.stack(losses)
 
 
-def assert_close(actual: Any, expected: Any, case: Case) -> None:
-    """Floating leaves to within the case's tolerance, keys and all others exactly."""
+def assert_close(actual: Any, expected: Any) -> None:
+    """Floating leaves to within rounding; keys, counts and flags exactly."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert one.dtype == other.dtype
         if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
             one, other = jax.random.key_data(one), jax.random.key_data(other)
         if jnp.issubdtype(one.dtype, jnp.inexact):
-            np.testing.assert_allclose(one, other, rtol=case.rtol, atol=case.atol)
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
         else:
             np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("case", TABLE.values(), ids=TABLE.keys())
 def test_equals_documented_loop(case):
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
     def train(params):
         optimizer = case.optimizer if case.given is None else case.given
         return jaxfit.train(
@@ -376,9 +378,9 @@ def test_equals_documented_loop(case):
 
     run = train(case.params)
     params, opt_state, losses = reference(case)
-    assert_close(run.trajectory, losses, case)
-    assert_close(run.state.params, params, case)
-    assert_close(run.state.opt_state, opt_state, case)
+    assert_close(run.trajectory, losses)
+    assert_close(run.state.params, params)
+    assert_close(run.state.opt_state, opt_state)
     # Where nothing moves, or all is NaN, everything is close.
     assert optax.tree.norm(optax.tree.sub(params, case.params)) > 0.1
 

@@ -1,0 +1,55 @@
+"""Small problems, and what it means that two results are the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxfit
+from jaxfit.losses import mse, objective
+from jaxfit.models import linear
+
+loss = objective(linear, mse)  # the lesson's
+guess = jnp.array([-1.0, 1.0])
+
+
+def assert_same_bits(one, other):
+    """Every bit of every array is the same; NaNs too."""
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for (path, left), right in zip(
+        jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
+    ):
+        left, right = np.asarray(left), np.asarray(right)
+        assert (left.dtype, left.shape) == (right.dtype, right.shape), jax.tree_util.keystr(path)
+        assert left.tobytes() == right.tobytes(), jax.tree_util.keystr(path)
+
+
+def assert_close(one, other, rtol=1e-5, atol=1e-6):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), one, other)
+
+
+def row(tree, t):
+    return jax.tree.map(lambda leaf: leaf[t], tree)
+
+
+def concatenate(*trees):
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
+
+
+def perceptron():
+    """A small classifier with shuffled, scaled, noisy batches: a loss, its parameters, its data."""
+    x = jax.random.normal(jax.random.key(1), (64, 8))
+    y = jax.random.randint(jax.random.key(2), (64,), 0, 3)
+
+    def loss(params, batch):
+        inputs, labels = batch
+        logits = jaxfit.models.mlp(params, inputs)
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def data(step):
+        pick, noise = jax.random.split(jax.random.fold_in(jax.random.key(3), step))
+        rows = jax.random.randint(pick, (16,), 0, 64)
+        return 1.1 * x[rows] + 0.1 * jax.random.normal(noise, (16, 8)), y[rows]
+
+    return loss, jaxfit.models.mlp_init(jax.random.key(4), (8, 12, 3)), data
