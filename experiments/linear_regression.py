@@ -53,6 +53,10 @@ class Problem:
         """x [n, 2] with a column of ones, and y [n], as they are."""
         return np.stack([self.x, np.ones(len(self.x))], axis=1), self.y
 
+    def error(self, a: jax.Array) -> float:
+        """The mean squared error of a line, in the units of y squared."""
+        return float(loss(a, self.data)) * self.scale[1] ** 2
+
     def line(self, a: jax.Array) -> np.ndarray:
         """Slope and intercept in the units of the points: a [..., 2] is scaled."""
         a = np.asarray(a, np.float64)
@@ -124,84 +128,92 @@ def contraction(run: jaxfit.Run, best: jax.Array) -> float:
     return float((relative[late[-1]] / relative[late[0]]) ** (1 / (late[-1] - late[0])))
 
 
-def study(problem: Problem, steps: int, lr: float, out: pathlib.Path, animate: bool) -> None:
+def study(problem: Problem, steps: int, lr: float) -> dict[str, jaxfit.Run]:
+    """Run the lesson and print what it says; the runs, each under its learning rate."""
     x, y = problem.data
-    written: list[pathlib.Path] = []
-
-    def picture(ax: plt.Axes, name: str, title: str) -> None:
-        ax.set_title(title)
-        written.append(out / name)
-        ax.figure.savefig(written[-1], dpi=100)
-
-    def axes() -> plt.Axes:
-        return plt.subplots(figsize=(5, 3.75), layout="constrained")[1]
-
-    def named(ax: plt.Axes) -> plt.Axes:
-        ax.set(xlabel=problem.names[0], ylabel=problem.names[1])
-        return ax
-
-    print(f"{len(y)} points; the first five ({problem.names[0]}, {problem.names[1]}):")
-    for one, other in zip(problem.x[:5], problem.y[:5], strict=True):
-        print(f"  {one:10.4f} {other:10.4f}")
-    picture(named(plot.fit(linear, None, problem.points, ax=axes())), "data.png", "The data")
-
-    guess = jnp.array(GUESS)
-    print(f"\nA guess, a = {GUESS}: mean squared error {loss(guess, (x, y)):.4f}")
-    ax = plot.fit(linear, problem.line(guess), problem.points, ax=axes(), label="guess")
-    picture(named(ax), "guess.png", f"A guess: mean squared error {loss(guess, (x, y)):.3f}")
-
+    start = jnp.array(GUESS)
     eigenvalues = np.linalg.eigvalsh(2 * np.asarray(x.T @ x, np.float64) / len(y))
-    if lr >= (limit := 2 / eigenvalues[-1]):
+    limit, best_rate = 2 / eigenvalues[-1], 2 / (eigenvalues[0] + eigenvalues[-1])
+    if lr >= limit:
         raise ValueError(
             f"--lr is {lr:g}, but on these data gradient descent is stable below {limit:.3g} only, "
             f"which is 2 over the largest curvature: choose a smaller rate."
         )
 
+    print(f"{len(y)} points; the first five ({problem.names[0]}, {problem.names[1]}):")
+    for one, other in zip(problem.x[:5], problem.y[:5], strict=True):
+        print(f"  {one:10.4f} {other:10.4f}")
+    print(f"\nA guess, a = {GUESS}: mean squared error {problem.error(start):.4f}")
+
     print(f"\nGradient descent, {steps} steps at learning rate {lr:g}:")
-    run = jaxfit.train(loss, guess, optax.sgd(lr), steps, data=(x, y))
+    run = jaxfit.train(loss, start, optax.sgd(lr), steps, data=(x, y))
+    shown = problem.in_units(run)
     for step in range(0, steps, max(1, steps // 10)):
-        print(f"  step {step:4d}   loss {run.trajectory['loss'][step]:.4f}")
+        print(f"  step {step:4d}   loss {shown.trajectory['loss'][step]:.4f}")
     best = jnp.asarray(np.linalg.lstsq(np.asarray(x), np.asarray(y), rcond=None)[0])
-    print("\n                     slope     intercept")
+    print("\n                       slope    intercept")
     for name, a in (("gradient descent", run.state.params), ("least squares", best)):
         slope, intercept = problem.line(a)
         print(f"  {name:16} {slope:9.3f} {intercept:12.3f}")
 
-    shown = problem.in_units(run)
-    ax = plot.fit(linear, problem.line(run.state.params), problem.points, ax=axes())
-    picture(named(ax), "fit.png", f"The fit after {steps} steps")
-
-    rate = 2 / (eigenvalues[0] + eigenvalues[-1])
-    fewer = max(1, steps // 10)
-    fast = jaxfit.train(loss, guess, optax.sgd(rate), fewer, data=(x, y))
     print("\nWhat the trajectory tells, beside theory:")
     print("  learning rate   steps   contraction per step   in theory   loss above the least")
-    least = loss(best, (x, y))
-    for eta, one in ((lr, run), (rate, fast)):
-        theory = max(abs(1 - eta * eigenvalues[0]), abs(1 - eta * eigenvalues[-1]))
-        excess = max(float(loss(one.state.params, (x, y)) - least), 0.0)
-        measured = contraction(one, best)
-        print(f"  {eta:13.3f} {len(one.steps):7d} {measured:22.3f} {theory:11.3f} {excess:22.2e}")
+    fast = jaxfit.train(loss, start, optax.sgd(best_rate), max(1, steps // 10), data=(x, y))
+    for rate, one in ((lr, run), (best_rate, fast)):
+        theory = max(abs(1 - rate * eigenvalues[0]), abs(1 - rate * eigenvalues[-1]))
+        excess = max(problem.error(one.state.params) - problem.error(best), 0.0)
+        measured = f"{contraction(one, best):.3f}".replace("nan", "at once")
+        print(f"  {rate:13.3f} {len(one.steps):7d} {measured:>22} {theory:11.3f} {excess:22.2e}")
+    return {
+        f"learning rate {lr:g}": run,
+        f"the best constant rate, {best_rate:.3g}": fast,
+    }
 
-    ax = plot.loss(run, ax=axes(), label=f"learning rate {lr:g}")
-    plot.loss(fast, ax=ax, label=f"best constant rate, {rate:.3g}", color="#D55E00")
-    ax.axhline(float(least), color="black", linewidth=0.8, linestyle="--", label="least squares")
-    ax.legend()
-    picture(ax, "loss.png", "Mean squared error")
-    names = (
-        ("slope", "intercept")
-        if problem.scale == (1.0, 1.0)
-        else ("scaled slope", "scaled intercept")
+
+def draw(problem: Problem, runs: dict[str, jaxfit.Run], out: pathlib.Path, animate: bool) -> None:
+    """Draw everything from the trajectories, and say what was written where."""
+    written = []
+
+    def axes() -> plt.Axes:
+        return plt.subplots(figsize=(5, 3.75), layout="constrained")[1]
+
+    def picture(ax: plt.Axes, name: str, title: str, names: tuple[str, str]) -> None:
+        ax.set(title=title, xlabel=names[0], ylabel=names[1])
+        written.append(out / name)
+        ax.figure.savefig(written[-1], dpi=100)
+
+    def fitted(a: jax.Array | None, label: str, name: str, title: str) -> None:
+        line = None if a is None else problem.line(a)
+        ax = plot.fit(linear, line, problem.points, ax=axes(), label=label)
+        picture(ax, name, title, problem.names)
+
+    (label, run), (fast_label, fast) = runs.items()
+    start, end = run.trajectory["params"][0], run.state.params
+    fitted(None, "", "data.png", "The data")
+    fitted(start, "guess", "guess.png", f"A guess: mean squared error {problem.error(start):.4g}")
+    fitted(end, "fit", "fit.png", f"The fit: mean squared error {problem.error(end):.4g}")
+
+    shown = problem.in_units(run)
+    ax = plot.loss(shown, ax=axes(), label=label)
+    plot.loss(problem.in_units(fast), ax=ax, label=fast_label, color="#D55E00")
+    picture(ax, "loss.png", "The loss on the way down", ("step", "mean squared error"))
+
+    scaled = "" if problem.scale == (1.0, 1.0) else ", scaled"
+    ax = plot.path(run, loss, problem.data, ax=axes(), label=label)
+    picture(
+        ax,
+        "path.png",
+        "The way down, over contours of the loss",
+        ("slope" + scaled, "intercept" + scaled),
     )
-    ax = plot.path(run, loss, (x, y), ax=axes(), names=names, label=f"rate {lr:g}")
-    picture(ax, "path.png", "The way down, over contours of the loss")
 
     if animate:
         ax = axes()
         animation = plot.animate_fit(shown, linear, problem.points, interval=20, ax=ax)
-        named(ax)
-        written += [plot.save(animation, out / f"fit{end}", dpi=72) for end in (".html", ".gif")]
-
+        ax.set(xlabel=problem.names[0], ylabel=problem.names[1])
+        written += [
+            plot.save(animation, out / f"fit{ending}", dpi=64) for ending in (".html", ".gif")
+        ]
     print("\nWritten:")
     for path in written:
         print(f"  {path}  {path.stat().st_size / 1024:.0f} KB")
@@ -250,7 +262,8 @@ def main() -> None:
         if not arguments.lr > 0:
             raise ValueError(f"--lr is {arguments.lr:g}, but a learning rate is positive.")
         arguments.out.mkdir(parents=True, exist_ok=True)
-        study(problem, arguments.steps, arguments.lr, arguments.out, not arguments.no_animation)
+        runs = study(problem, arguments.steps, arguments.lr)
+        draw(problem, runs, arguments.out, not arguments.no_animation)
     except (ValueError, OSError) as error:
         parser.exit(2, f"linear_regression: {error}\n")
     if arguments.show:

@@ -204,7 +204,8 @@ def recorded(row: Any) -> Any:
 
 def _difference(expected: Any, given: Any) -> str | None:
     """The first place where two trees of arrays differ in structure, shape or dtype."""
-    if jax.tree.structure(expected) != jax.tree.structure(given):
+    structure: Callable[[Any], Any] = jax.tree.structure
+    if structure(expected) != structure(given):
         return f"{_shapes(given)} in the place of {_shapes(expected)}"
     for (path, one), other in zip(
         jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(given), strict=True

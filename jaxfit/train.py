@@ -246,13 +246,15 @@ def train(
         after, rows = remade(state)
         return after, (_lead(keyframe), rows)
 
-    every_row = state.step + np.arange(0, num_steps, record_every, dtype=np.int32)
     if keyframe_every is None:
         state, trajectory = steps(state, num_steps)
         keyframes = None
     else:
         state, (keyframes, trajectory) = _blocks(segment, state, num_steps, keyframe_every)
-    return Run(every_row, *_tree.unpack((trajectory, keyframes)), _with_rest(state, rest))
+    every_row = start + np.arange(0, num_steps, record_every, dtype=np.int32)
+    return Run(
+        every_row, _tree.unpack(trajectory), _tree.unpack(keyframes), _with_rest(state, rest)
+    )
 
 
 def _stepper(

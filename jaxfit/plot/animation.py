@@ -72,7 +72,9 @@ def animate_fit(
         title.set_text(f"step {steps[row]:4d}   loss {losses[row]:.4f}")
         return line, title
 
-    return FuncAnimation(ax.figure, draw, frames=len(steps), interval=interval)
+    figure = ax.get_figure(root=True)
+    assert figure is not None  # axes that were drawn on have one
+    return FuncAnimation(figure, draw, frames=len(steps), interval=interval)
 
 
 def save(animation: Animation, path: str | pathlib.Path, *, dpi: float = 100) -> pathlib.Path:

@@ -83,9 +83,10 @@ def loss(
     """
     values = np.atleast_2d(kept(run, "loss", "plot.loss"))
     steps = np.broadcast_to(np.asarray(run.steps), values.shape)
-    labels = [label] if label is None or isinstance(label, str) else [str(one) for one in label]
     if label is None:
-        labels = [None] * len(values)
+        labels: Sequence[Any] = [None] * len(values)
+    else:
+        labels = [label] if isinstance(label, str) else label
     if len(labels) != len(values):
         raise ValueError(
             f"plot.loss was given {len(labels)} labels for {len(values)} runs: give one for each."
@@ -96,7 +97,7 @@ def loss(
     elif "color" not in style and not ax.lines:
         style = style | {"color": BLUE}
     for step, value, one in zip(steps, values, labels, strict=True):
-        ax.plot(step, value, label=one, **style)
+        ax.plot(step, value, label=None if one is None else str(one), **style)
     ax.set(xlabel="step", ylabel="loss", yscale="log")
     if label is not None:
         ax.legend()
@@ -162,7 +163,7 @@ def path(
     # Level lines crowd where the loss is steep; in the squares of their distance they spread.
     levels = lowest + (heights.max() - lowest) * np.linspace(0.02, 1.0, 14) ** 2
     drawn = ax.contour(a, b, heights, levels=levels, cmap="viridis", linewidths=0.8)
-    ax.clabel(drawn, drawn.levels[::3], fontsize=7, fmt="%.3g")
+    ax.clabel(drawn, levels[::3], fontsize=7, fmt="%.3g")
     ax.plot(*points.T, ".-", color=ORANGE, markersize=3, linewidth=1, label=label)
     ax.plot(*points[0], "o", color=BLACK, label="start")
     ax.plot(*points[-1], "*", color=BLACK, markersize=10, label="end")
