@@ -166,13 +166,14 @@ def opt_state(given: Any, optimizer: optax.GradientTransformation, trained: Any)
 
 @contextlib.contextmanager
 def update_errors() -> Iterator[None]:
-    """Say of an error in an optimizer's update what the way out mostly is."""
+    """Say of an error in an optimizer's update what the way out can be."""
     try:
         yield
     except (AttributeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(
-            f"the optimizer could not make an update ({str(error).splitlines()[0]}): if it wraps "
-            f"lbfgs, a line search or sam, wrap the other way round, for these must be outermost."
+            f"the optimizer could not make an update ({reason}): mend it so that it takes these "
+            f"parameters, or, if it wraps lbfgs, a line search or sam, let that be outermost."
         ) from error
 
 

@@ -274,16 +274,17 @@ def _stepper(
             out = objective(params, batch)
             return out[0] if has_aux else out
 
+        descent = _conjugate(grads)
         offered = {
             "value": value,
-            "grad": grads,
+            "grad": descent,
             "value_fn": value_fn,
             "obj_fn": value_fn,
             "grad_fn": lambda params, _: _conjugate(jax.grad(value_fn)(params)),
         }
         with _check.update_errors():
             updates, opt_state = optimizer.update(
-                _conjugate(grads),
+                descent,
                 state.opt_state,
                 state.params,
                 **{name: offered[name] for name in keywords},

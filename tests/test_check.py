@@ -143,12 +143,12 @@ REFUSED = {
     "a masked line search": (
         train(pair_loss, pair, optax.masked(optax.lbfgs(), {"w": True, "b": False}), **data),
         ValueError,
-        "must be outermost",
+        "let that be outermost",
     ),
     "sam in a chain": (
         train(optimizer=optax.chain(optax.clip(1.0), optax.contrib.sam(sgd, sgd)), **data),
         ValueError,
-        "must be outermost",
+        "let that be outermost",
     ),
     # a State
     "the State of another optimizer": (
