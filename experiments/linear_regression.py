@@ -115,14 +115,14 @@ def read_csv(path: pathlib.Path, x: str, y: str) -> Problem:
 def contraction(run: jaxfit.Run, best: jax.Array) -> float:
     """The factor by which the distance to the best line shrank per step, late in the run.
 
-    Measured from where half of the digits are won to where rounding begins; nan where a step wins
-    them all.
+    Measured from where nine tenths of it are gone to where rounding begins; 0 if the first step
+    goes all the way, nan if there are too few steps to tell.
     """
     distance = np.linalg.norm(np.asarray(run.trajectory["params"] - best, np.float64), axis=1)
     relative = distance / distance[0]
+    if len(relative) > 1 and relative[1] < 1e-4:
+        return 0.0
     late = np.flatnonzero((relative < 1e-1) & (relative > 1e-4))
-    if len(late) < 2:
-        late = np.flatnonzero(relative > 1e-4)
     if len(late) < 2:
         return math.nan
     return float((relative[late[-1]] / relative[late[0]]) ** (1 / (late[-1] - late[0])))
@@ -162,8 +162,8 @@ def study(problem: Problem, steps: int, lr: float) -> dict[str, jaxfit.Run]:
     for rate, one in ((lr, run), (best_rate, fast)):
         theory = max(abs(1 - rate * eigenvalues[0]), abs(1 - rate * eigenvalues[-1]))
         excess = max(problem.error(one.state.params) - problem.error(best), 0.0)
-        measured = f"{contraction(one, best):.3f}".replace("nan", "at once")
-        print(f"  {rate:13.3f} {len(one.steps):7d} {measured:>22} {theory:11.3f} {excess:22.2e}")
+        measured = contraction(one, best)
+        print(f"  {rate:13.3f} {len(one.steps):7d} {measured:22.3f} {theory:11.3f} {excess:22.2e}")
     return {
         f"learning rate {lr:g}": run,
         f"the best constant rate, {best_rate:.3g}": fast,
@@ -248,6 +248,12 @@ def main() -> None:
     if not arguments.show:
         matplotlib.use("agg")
     try:
+        if not 1 <= arguments.steps < 2**31:
+            raise ValueError(f"--steps is {arguments.steps}, but must be from 1 to 2**31 - 1.")
+        if abs(arguments.seed) >= 2**31:
+            raise ValueError(f"--seed is {arguments.seed}, but must be less than 2**31.")
+        if not arguments.lr > 0:
+            raise ValueError(f"--lr is {arguments.lr:g}, but a learning rate is positive.")
         if arguments.csv is None:
             if arguments.x or arguments.y:
                 raise ValueError("--x and --y name columns of a file: give it with --csv FILE.")
@@ -257,14 +263,14 @@ def main() -> None:
             if not (arguments.x and arguments.y):
                 raise ValueError("--csv needs --x COLUMN and --y COLUMN, the two columns to fit.")
             problem = read_csv(arguments.csv, arguments.x, arguments.y)
-        if arguments.steps < 1:
-            raise ValueError(f"--steps is {arguments.steps}, but must be at least 1.")
-        if not arguments.lr > 0:
-            raise ValueError(f"--lr is {arguments.lr:g}, but a learning rate is positive.")
         arguments.out.mkdir(parents=True, exist_ok=True)
         runs = study(problem, arguments.steps, arguments.lr)
         draw(problem, runs, arguments.out, not arguments.no_animation)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        parser.exit(
+            2, f"linear_regression: {error.filename} cannot be written: {error.strerror}.\n"
+        )
+    except ValueError as error:
         parser.exit(2, f"linear_regression: {error}\n")
     if arguments.show:
         plt.show()

@@ -59,7 +59,7 @@ def linear_problem(
       ``y = x @ coefficients + noise * N(0, 1)``.
 
     Raises:
-      ValueError: if ``n < features`` or ``condition < 1``.
+      ValueError: if ``n < features``, or no such matrix has this condition number.
 
     >>> import jax, jax.numpy as jnp, jaxfit
     >>> x, y, a = jaxfit.data.linear_problem(jax.random.key(0), 50, 3, condition=100.0)
@@ -71,9 +71,13 @@ def linear_problem(
             f"n is {n} and features {features}, but a problem with a condition number needs at "
             f"least as many examples as features, and one feature: raise n."
         )
-    if condition < 1:
+    if not condition >= 1:
         raise ValueError(
             f"condition is {condition}, but a condition number is at least 1: give κ, not 1/κ."
+        )
+    if features == 1 and condition > 1:
+        raise ValueError(
+            f"condition is {condition}, but with one feature it can only be 1: give two features."
         )
     left, right, truth, error = jax.random.split(key, 4)
     u, _ = jnp.linalg.qr(jax.random.normal(left, (n, features)))

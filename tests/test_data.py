@@ -70,6 +70,8 @@ def test_a_linear_problem_is_drawn_under_jit_too():
         (2, 3, 1.0, "n is 2 and features 3, but .*: raise n"),
         (2, 0, 1.0, "n is 2 and features 0, but "),
         (5, 3, 0.1, "condition is 0.1, but a condition number is at least 1"),
+        (5, 3, float("nan"), "condition is nan"),
+        (5, 1, 9.0, "with one feature it can only be 1"),
     ],
 )
 def test_a_problem_that_cannot_be_is_refused(n, features, condition, sentence):

@@ -5,6 +5,7 @@ import functools
 import subprocess
 import sys
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -584,19 +585,12 @@ def test_the_recorder_runs_once_for_each_row_that_is_kept():
     assert sorted(counted) == [0, 6, 12, 18]
 
 
-def test_the_loss_is_traced_to_be_checked_and_to_be_differentiated(line):
-    calls = []
-
-    def counted(params, batch):
-        calls.append(1)
-        return loss(params, batch)
-
+def test_the_loss_is_traced_to_be_checked_and_to_be_differentiated_and_never_again(line):
+    counted = chex.assert_max_traces(loss, n=2)
     optimizer = optax.adam(0.1)
     run = jax.jit(lambda start: jaxfit.train(counted, start, optimizer, 20, data=line))
-    run(guess)
-    assert len(calls) == 2
-    run(guess + 1)
-    assert len(calls) == 2
+    ends = [run(guess + shift).state.params for shift in (0.0, 1.0)]
+    assert not np.array_equal(*ends)
 
 
 @settings(max_examples=12, deadline=None)

@@ -10,7 +10,7 @@ and two quantities of each:
 
 - *time per step*, compiled beforehand. Parameters and data are arguments, so that nothing can be
   folded into constants. Contenders keep the parameters and the loss of every step unless their
-  name says otherwise, and jaxfit returns the whole `Run`. Python loops make at most 1,000 steps.
+  name says otherwise. Python loops make at most 1,000 steps.
 - *trace and compile time* of the scan by hand and of ``jaxfit.train``, from empty caches.
 
 Every round runs each contender once, in turn, so that a busy machine slows all of them; the tables
@@ -168,15 +168,23 @@ def optax_by_hand(problem: Problem) -> Callable:
 
 def by_jaxfit(problem: Problem) -> Callable:
     def fit(params, data):
-        return jaxfit.train(problem.loss, params, problem.optimizer, problem.steps, data=data)
+        run = jaxfit.train(
+            problem.loss,
+            params,
+            problem.optimizer,
+            problem.steps,
+            data=data,
+            record=lambda step: (step.params, step.loss),
+        )
+        return run.state.params, run.trajectory
 
     return fit
 
 
 def by_jaxfit_end(problem: Problem) -> Callable:
     def fit(params, data):
-        state = by_jaxfit(problem)(params, data).state
-        return state.params, state.step
+        run = jaxfit.train(problem.loss, params, problem.optimizer, problem.steps, data=data)
+        return run.state.params, run.state.step
 
     return fit
 
@@ -209,10 +217,7 @@ def compiled(name: str, problem: Problem, fit: Callable) -> Contender:
     jitted = jax.jit(fit)
 
     def run():
-        out = jax.block_until_ready(jitted(problem.params, problem.data))
-        if isinstance(out, jaxfit.Run):
-            return out.state.params, (out.trajectory["params"], out.trajectory["loss"])
-        return out
+        return jax.block_until_ready(jitted(problem.params, problem.data))
 
     return Contender(name, problem.steps, run)
 

@@ -51,8 +51,9 @@ def animate_fit(
       The animation. As everywhere in matplotlib, keep a reference to it while it is shown.
 
     Raises:
-      ValueError: if the run did not record what is drawn.
+      ValueError: if the run did not record what is drawn, or these are many runs.
     """
+    static.one_run(run, "plot.animate_fit")
     trajectory = static.kept(run, "params", "plot.animate_fit")
     losses = np.asarray(static.kept(run, "loss", "plot.animate_fit"))
     steps = np.asarray(run.steps)
@@ -61,8 +62,11 @@ def animate_fit(
 
     ax = static.fit(model, None, data, ax=ax)
     (line,) = ax.plot(places, lines[0], color=static.ORANGE, linewidth=2, label="fit")
-    low = min(lines.min(), np.min(data[1]))
-    high = max(lines.max(), np.max(data[1]))
+    # All lines are in view, but for those of a run on its way to infinity.
+    low, high = np.min(data[1]), np.max(data[1])
+    margin = 2 * (high - low) or 1.0
+    near = lines[(lines > low - margin) & (lines < high + margin)]
+    low, high = min(low, near.min(initial=low)), max(high, near.max(initial=high))
     ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     ax.legend(loc="upper left")
     title = ax.set_title(" ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -58,9 +58,7 @@ def fit(
     return ax
 
 
-def loss(
-    run: Run, *, ax: Axes | None = None, label: str | Sequence[Any] | None = None, **style: Any
-) -> Axes:
+def loss(run: Run, *, ax: Axes | None = None, label: Any = None, **style: Any) -> Axes:
     """Draw the loss against the step, on a logarithmic scale.
 
     Args:
@@ -83,10 +81,7 @@ def loss(
     """
     values = np.atleast_2d(kept(run, "loss", "plot.loss"))
     steps = np.broadcast_to(np.asarray(run.steps), values.shape)
-    if label is None:
-        labels: Sequence[Any] = [None] * len(values)
-    else:
-        labels = [label] if isinstance(label, str) else label
+    labels = [None] * len(values) if label is None else [str(one) for one in np.atleast_1d(label)]
     if len(labels) != len(values):
         raise ValueError(
             f"plot.loss was given {len(labels)} labels for {len(values)} runs: give one for each."
@@ -97,7 +92,7 @@ def loss(
     elif "color" not in style and not ax.lines:
         style = style | {"color": BLUE}
     for step, value, one in zip(steps, values, labels, strict=True):
-        ax.plot(step, value, label=None if one is None else str(one), **style)
+        ax.plot(step, value, label=one, **style)
     ax.set(xlabel="step", ylabel="loss", yscale="log")
     if label is not None:
         ax.legend()
@@ -127,7 +122,8 @@ def path(
       The axes.
 
     Raises:
-      ValueError: if there are not two parameters, or ``"params"`` was not recorded.
+      ValueError: if these are many runs, there are not two real parameters, or ``"params"`` was
+        not recorded.
 
     >>> import jax.numpy as jnp, optax, jaxfit.plot
     >>> bowl = lambda a: a[0] ** 2 + 3.0 * a[1] ** 2
@@ -135,18 +131,18 @@ def path(
     >>> jaxfit.plot.path(run, bowl).get_xlabel()
     '$a_0$'
     """
-    trained = _tree.trainable(kept(run, "params", "plot.path"))
-    points = np.concatenate(
-        [np.reshape(leaf, (len(run.steps), -1)) for leaf in jax.tree.leaves(trained)], axis=1
-    )
-    if points.shape[1] != 2:
+    one_run(run, "plot.path")
+    trained = jax.tree.leaves(_tree.trainable(kept(run, "params", "plot.path")))
+    points = np.concatenate([np.reshape(leaf, (len(run.steps), -1)) for leaf in trained], axis=1)
+    if points.shape[1] != 2 or np.iscomplexobj(points):
         raise ValueError(
-            f"plot.path draws two parameters, but the run has {points.shape[1]}: "
-            f"draw a loss curve with plot.loss, or train two of them."
+            f"plot.path draws two real parameters, but the run has {points.shape[1]} of dtype "
+            f"{points.dtype}: draw a loss curve with plot.loss, or train two of them."
         )
     end, unravel = jax.flatten_util.ravel_pytree(_tree.trainable(run.state.params))
     rest = _tree.others(run.state.params)
-    points = np.concatenate([points, np.asarray(end)[None]])
+    points = np.concatenate([points, np.asarray(end)[None]]).astype(np.float64)
+    points = points[np.isfinite(points).all(axis=1)]  # what is left of a run that diverged
 
     def height(point):
         params = _tree.merge(unravel(point), rest)
@@ -156,14 +152,17 @@ def path(
     margin = 0.25 * np.maximum(high - low, 1e-6 + 0.1 * np.abs(high))
     a, b = (np.linspace(low[i] - margin[i], high[i] + margin[i], 60) for i in (0, 1))
     grid = jnp.stack(jnp.meshgrid(jnp.asarray(a), jnp.asarray(b)), axis=-1).astype(end.dtype)
-    heights = np.asarray(jax.jit(jax.vmap(jax.vmap(height)))(grid))
+    heights = np.asarray(jax.jit(jax.vmap(jax.vmap(height)))(grid), np.float64)
+    finite = heights[np.isfinite(heights)]
 
     ax = _axes(ax)
-    lowest = heights.min()
-    # Level lines crowd where the loss is steep; in the squares of their distance they spread.
-    levels = lowest + (heights.max() - lowest) * np.linspace(0.02, 1.0, 14) ** 2
-    drawn = ax.contour(a, b, heights, levels=levels, cmap="viridis", linewidths=0.8)
-    ax.clabel(drawn, levels[::3], fontsize=7, fmt="%.3g")
+    if finite.size and finite.max() > (lowest := finite.min()):
+        # Lines crowd where the loss is steep; at the squares of equal distances they spread.
+        levels = lowest + (finite.max() - lowest) * np.linspace(0.02, 1.0, 14) ** 2
+        drawn = ax.contour(
+            a, b, np.ma.masked_invalid(heights), levels=levels, cmap="viridis", linewidths=0.8
+        )
+        ax.clabel(drawn, levels[::3], fontsize=7, fmt="%.3g")
     ax.plot(*points.T, ".-", color=ORANGE, markersize=3, linewidth=1, label=label)
     ax.plot(*points[0], "o", color=BLACK, label="start")
     ax.plot(*points[-1], "*", color=BLACK, markersize=10, label="end")
@@ -179,10 +178,11 @@ def first_column(x: Any) -> np.ndarray:
 
 def grid(x: Any) -> tuple[np.ndarray, Any]:
     """200 places along the horizontal axis, and the x that a model takes for them."""
+    dtype = jnp.result_type(x, float)
     drawn = first_column(x)
     places = np.linspace(drawn.min(), drawn.max(), 200)
     if np.ndim(x) == 1:
-        return places, jnp.asarray(places, jnp.asarray(x).dtype)
+        return places, jnp.asarray(places, dtype)
     others = np.asarray(x)[:, 1:]
     if np.ptp(others, axis=0).any():
         raise ValueError(
@@ -190,7 +190,7 @@ def grid(x: Any) -> tuple[np.ndarray, Any]:
             f"that varies: draw one column, with the others constant."
         )
     columns = [places, *np.broadcast_to(others[0], (200, others.shape[1])).T]
-    return places, jnp.asarray(np.stack(columns, axis=1), jnp.asarray(x).dtype)
+    return places, jnp.asarray(np.stack(columns, axis=1), dtype)
 
 
 def kept(run: Run, name: str, caller: str) -> Any:
@@ -202,6 +202,15 @@ def kept(run: Run, name: str, caller: str) -> Any:
             f"record it, as jaxfit.record.whole does."
         )
     return run.trajectory[name]
+
+
+def one_run(run: Run, caller: str) -> None:
+    """Refuse many runs made under ``jax.vmap``."""
+    if np.ndim(run.steps) != 1:
+        raise ValueError(
+            f"{caller} draws one run, but was given runs of shape {np.shape(run.steps)}: "
+            f"pick one, as in jax.tree.map(lambda leaf: leaf[0], runs)."
+        )
 
 
 def _axes(ax: Axes | None) -> Axes:

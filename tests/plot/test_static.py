@@ -144,7 +144,7 @@ def test_only_trained_leaves_are_on_a_path():
 
 def test_a_path_of_three_parameters_is_refused():
     run = jaxfit.train(lambda p: jnp.sum(p**2), jnp.ones(3), optax.sgd(0.1), 2)
-    with pytest.raises(ValueError, match="draws two parameters, but the run has 3"):
+    with pytest.raises(ValueError, match="draws two real parameters, but the run has 3"):
         plot.path(run, lambda p: jnp.sum(p**2))
 
 
@@ -159,3 +159,22 @@ def test_what_was_not_recorded_cannot_be_drawn(line, keep, held):
         plot.path(run, bowl)
     with pytest.raises(ValueError, match=rf"^plot.animate_fit draws 'params', but .*{held}"):
         plot.animate_fit(run, linear, line)
+
+
+def test_a_run_that_diverged_is_drawn_as_far_as_it_is_finite():
+    bowl = lambda a: a[0] ** 2 + 3.0 * a[1] ** 2
+    run = jaxfit.train(bowl, jnp.ones(2), optax.sgd(10.0), 60)
+    ax = plot.path(run, bowl)
+    assert 1 < len(ax.lines[0].get_xdata()) < 61
+    assert np.isfinite(ax.lines[0].get_xydata()).all()
+
+
+def test_integers_are_drawn_as_a_line_and_not_as_stairs():
+    ax = plot.fit(polynomial, jnp.array([0.0, 1.0]), (np.arange(4), np.arange(4.0)))
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), np.linspace(0, 3, 200), rtol=1e-6)
+
+
+def test_many_runs_are_refused_where_one_is_drawn():
+    run = lambda lr: jaxfit.train(lambda a: jnp.sum(a**2), jnp.ones(2), optax.sgd(lr), 3)
+    with pytest.raises(ValueError, match="pick one"):
+        plot.path(jax.vmap(run)(jnp.array([0.1, 0.2])), lambda a: jnp.sum(a**2))
