@@ -7,9 +7,7 @@ Read this file first. `State` is where a run stands, `Step` is everything one st
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +18,7 @@ import optax
 from jax import lax
 
 from jaxfit import _check, _tree
+from jaxfit._tie import tie
 from jaxfit.record import whole
 
 __all__ = ["Run", "State", "Step", "init", "train"]
@@ -196,7 +195,7 @@ def train(
     params, given = (params.params, params) if isinstance(params, State) else (params, None)
     params = _tree.as_arrays(params)
     trained, rest = _tree.trainable(params), _tree.others(params)
-    start = jnp.asarray(np.int32(0)) if given is None else given.step
+    start = jnp.asarray(np.int32(0) if given is None else given.step, np.int32)
 
     # Inside the loop there are only trained leaves, and batches that change: what stays the same
     # for the whole run is closed over, and put back for the recorder.
@@ -267,7 +266,7 @@ def _stepper(
         batch = batch_at(state.step)
         out, grads = jax.value_and_grad(objective, has_aux=has_aux)(_iterate(state.params), batch)
         value, aux = out if has_aux else (out, None)
-        value, grads = _tie(value, (value, grads))
+        value, grads = tie(value, (value, grads))
 
         # A line search refuses keywords that value_fn does not name, for it hands them on to it.
         def value_fn(params, *, obj_fn=None):
@@ -290,50 +289,16 @@ def _stepper(
                 **{name: offered[name] for name in keywords},
             )
         _check.update(state.opt_state, opt_state, state.params, updates)
-        updates = _tie(value, updates)
+        updates = tie(value, updates)
         step = Step(state.step, state.params, state.opt_state, batch, value, aux, grads, updates)
 
         params = optax.apply_updates(state.params, updates)
         if isinstance(params, optax.LookaheadParams):
             grads = optax.LookaheadParams(fast=grads, slow=grads)
-        params = _tie(value, params, grads, updates)
+        params = tie(value, params, grads, updates)
         return State(state.step + 1, params, opt_state), step
 
     return take_step
-
-
-@jax.custom_jvp
-def _tie(value: jax.Array, tree: Any, *others: Any) -> Any:
-    """Return a tree as it is, tied to other trees in a way no compiler sees through.
-
-    Why: a product and the sum it goes into are rounded once instead of twice where XLA makes them
-    one operation, which depends on who else needs the product. A recorder that looks at it is such
-    a need, so looking would change the last bits of the run. What a recorder can look at is
-    therefore tied to itself, so that no product meets a sum across that point, and all of it to
-    the next parameters, so that it is needed whether or not anybody looks.
-
-    How: exclusive or with the bits of all of them, where ``value`` is one NaN of 16 million; that
-    is, never. lax.optimization_barrier does not do: it is gone when operations are merged.
-    """
-    never = lax.bitcast_convert_type(value.astype(np.float32), np.int32) == 0x7FED0000
-
-    def tie(*leaves):
-        if jnp.iscomplexobj(leaves[0]):
-            parts = ([leaf.real for leaf in leaves], [leaf.imag for leaf in leaves])
-            return lax.complex(*(tie(*part) for part in parts))
-        dtype = leaves[0].dtype
-        integer = np.dtype(f"int{8 * dtype.itemsize}")
-        first, *rest = (lax.bitcast_convert_type(leaf.astype(dtype), integer) for leaf in leaves)
-        # Not a select: that becomes a branch, and operations do not merge across branches.
-        mask = functools.reduce(operator.and_, rest or [first]) & never.astype(integer)
-        return lax.bitcast_convert_type(first ^ mask, dtype)
-
-    return jax.tree.map(tie, tree, *others)
-
-
-@_tie.defjvp
-def _tie_jvp(primals, tangents):
-    return _tie(*primals), tangents[1]
 
 
 def _first_of(take_step: Callable, state: State, number: int) -> tuple[State, Step]:
