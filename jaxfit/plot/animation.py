@@ -16,16 +16,17 @@ from matplotlib.axes import Axes
 from jaxfit.plot import static
 from jaxfit.train import Run
 
-# What stands on matplotlib's buttons, in the place of an icon font from a content network.
+# What stands on matplotlib's buttons, in the place of an icon font from a content network: signs
+# that every font has.
 _BUTTONS = {
     "minus": "−",
-    "fast-backward": "⏮",
-    "step-backward": "⏪",
+    "fast-backward": "|◀",
+    "step-backward": "‹",
     "play fa-flip-horizontal": "◀",
-    "pause": "⏸",
+    "pause": "||",
     "play": "▶",
-    "step-forward": "⏩",
-    "fast-forward": "⏭",
+    "step-forward": "›",
+    "fast-forward": "▶|",
     "plus": "+",
 }
 

@@ -65,7 +65,7 @@ def loss(run: Run, *, ax: Axes | None = None, label: Any = None, **style: Any) -
       run: a run whose recorder kept ``"loss"``; or many runs made under ``jax.vmap``, whose losses
         are [runs, rows]: one line each.
       ax: where to draw; a new figure if None.
-      label: what the legend says; for many runs, a label for each.
+      label: what the legend says; for many runs a label for each, such as their learning rates.
       **style: passed to ``Axes.plot``.
 
     Returns:
@@ -81,7 +81,7 @@ def loss(run: Run, *, ax: Axes | None = None, label: Any = None, **style: Any) -
     """
     values = np.atleast_2d(kept(run, "loss", "plot.loss"))
     steps = np.broadcast_to(np.asarray(run.steps), values.shape)
-    labels = [None] * len(values) if label is None else [str(one) for one in np.atleast_1d(label)]
+    labels = [None] * len(values) if label is None else list(np.atleast_1d(label))
     if len(labels) != len(values):
         raise ValueError(
             f"plot.loss was given {len(labels)} labels for {len(values)} runs: give one for each."
@@ -92,7 +92,7 @@ def loss(run: Run, *, ax: Axes | None = None, label: Any = None, **style: Any) -
     elif "color" not in style and not ax.lines:
         style = style | {"color": BLUE}
     for step, value, one in zip(steps, values, labels, strict=True):
-        ax.plot(step, value, label=one, **style)
+        ax.plot(step, value, label=_text(one), **style)
     ax.set(xlabel="step", ylabel="loss", yscale="log")
     if label is not None:
         ax.legend()
@@ -211,6 +211,13 @@ def one_run(run: Run, caller: str) -> None:
             f"{caller} draws one run, but was given runs of shape {np.shape(run.steps)}: "
             f"pick one, as in jax.tree.map(lambda leaf: leaf[0], runs)."
         )
+
+
+def _text(label: Any) -> str | None:
+    """A label, floats with three digits."""
+    if label is None:
+        return None
+    return f"{label:.3g}" if isinstance(label, float | np.floating) else str(label)
 
 
 def _axes(ax: Axes | None) -> Axes:

@@ -178,3 +178,10 @@ def test_many_runs_are_refused_where_one_is_drawn():
     run = lambda lr: jaxfit.train(lambda a: jnp.sum(a**2), jnp.ones(2), optax.sgd(lr), 3)
     with pytest.raises(ValueError, match="pick one"):
         plot.path(jax.vmap(run)(jnp.array([0.1, 0.2])), lambda a: jnp.sum(a**2))
+
+
+def test_rates_as_labels_have_three_digits():
+    run = lambda lr: jaxfit.train(lambda a: jnp.sum(a**2), jnp.ones(2), optax.sgd(lr), 3)
+    rates = jnp.array([0.01, 0.084])
+    ax = plot.loss(jax.vmap(run)(rates), label=rates)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["0.01", "0.084"]
