@@ -171,6 +171,10 @@ def train(
       the last rows are joined to the others in a copy, which for a moment takes the memory of the
       trajectory once more.
 
+      On the CPU the states are the same to the last bit whatever is recorded and however the run
+      is cut into pieces. To that end a piece of a single step takes two and drops one: step in
+      stretches. A recorder's own arithmetic may be rounded differently where ``record_every`` is 1.
+
     Raises:
       TypeError, ValueError: before anything is compiled, if the arguments do not fit together.
 

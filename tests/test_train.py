@@ -216,6 +216,8 @@ def test_python_floats_are_taken_as_arrays_and_other_leaves_ride_along():
         return (params["f"](params["x"]) - params["k"]) ** 2
 
     start = {"x": 1.0, "k": 4, "f": jnp.square, "none": None, "name": "a"}
+    begun = jaxfit.init(start, optax.adam(0.05)).params["x"]
+    assert isinstance(begun, jax.Array) and not begun.weak_type
     run = jaxfit.train(objective, start, optax.adam(0.05), 200)
     end = run.state.params
     assert end["f"] is jnp.square and end["k"] == 4 and end["name"] == "a" and end["none"] is None
@@ -382,6 +384,12 @@ def test_vmap_over_learning_rates_gives_every_run_alone(line):
         together = jax.jit(jax.vmap(run))(rates)
         for i, lr in enumerate(rates[:3]):
             assert_close(row(together, i).trajectory, run(lr).trajectory, rtol=1e-4, atol=1e-5)
+
+
+def test_many_runs_go_on_together(line):
+    run = lambda start: jaxfit.train(loss, start, optax.adam(0.1), 5, data=line)
+    halfway = jax.vmap(run)(jnp.stack([guess, guess + 1.0]))
+    assert_close(row(jax.vmap(run)(halfway.state), 1), run(run(guess + 1.0).state))
 
 
 def test_vmap_over_parameters_and_over_data_keys(line):
