@@ -36,13 +36,15 @@ def tie(value: jax.Array, tree: Any, *others: Any) -> Any:
         first, *rest = (lax.bitcast_convert_type(leaf.astype(dtype), integer) for leaf in leaves)
         # Not a select: that becomes a branch, and operations do not merge across branches.
         mask = functools.reduce(operator.and_, rest or [first]) & never.astype(integer)
-        return lax.bitcast_convert_type(first ^ mask, dtype)
+        flipped = lax.bitcast_convert_type(first ^ mask, dtype)
+        # The derivative that bits do not have, for where JAX forgets the rule below.
+        return lax.select(mask == 0, leaves[0], flipped)
 
     return jax.tree.map(tied, tree, *others)
 
 
 @tie.defjvp
 def _tie_jvp(primals, tangents):
-    # Untied: jax 0.10 forgets this rule where reverse mode is differentiated again, and the bits
-    # that are flipped have no derivative.
+    # Untied, for a derivative's own arithmetic is another program in any case. jax 0.10 forgets
+    # this rule where reverse mode goes through a loop or a checkpoint it does not depend on.
     return primals[1], tangents[1]

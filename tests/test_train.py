@@ -441,6 +441,39 @@ def test_derivatives_through_a_run_are_those_of_the_closed_form(options):
         np.testing.assert_allclose(tangent, exact[0], rtol=1e-12)
 
 
+@pytest.mark.parametrize("options", [{}, {"record_every": 2, "keyframe_every": 4}])
+def test_second_derivatives_by_every_mode_are_those_of_a_loop(options):
+    with jax.enable_x64(True):
+        start = jnp.asarray(1.3)
+        quartic = lambda p: 0.7 * p**4
+
+        def end(rate, start):
+            run = jaxfit.train(quartic, start, optax.sgd(rate), 5, **options)
+            return quartic(run.state.params)
+
+        def by_hand(rate, start):
+            for _ in range(5):
+                start = start - rate * jax.grad(quartic)(start)
+            return quartic(start)
+
+        scaled = lambda f: jax.checkpoint(lambda scale, start: scale * f(0.05, start))
+        modes = {
+            "forward over reverse": lambda f: jax.hessian(f)(0.05, start),
+            "reverse over reverse": lambda f: jax.jacrev(jax.jacrev(f))(0.05, start),
+            "forward over forward": lambda f: jax.jacfwd(jax.jacfwd(f))(0.05, start),
+            "mixed": lambda f: jax.grad(lambda s: jax.grad(f)(0.05, s))(start),
+            # Reverse mode through a run that the inner derivative does not depend on.
+            "around": lambda f: jax.grad(lambda s: jax.grad(scaled(f))(1.0, s))(start),
+        }
+        for mode, derivative in modes.items():
+            np.testing.assert_allclose(
+                jax.jit(derivative, static_argnums=0)(end),
+                derivative(by_hand),
+                rtol=1e-9,
+                err_msg=mode,
+            )
+
+
 @pytest.mark.parametrize("name", ["momentum", "adam", "clip, momentum"])
 @pytest.mark.parametrize("options", [{}, {"record_every": 2, "keyframe_every": 4}])
 def test_derivatives_through_a_run_are_those_of_finite_differences(line, name, options):
