@@ -36,15 +36,13 @@ def tie(value: jax.Array, tree: Any, *others: Any) -> Any:
         first, *rest = (lax.bitcast_convert_type(leaf.astype(dtype), integer) for leaf in leaves)
         # Not a select: that becomes a branch, and operations do not merge across branches.
         mask = functools.reduce(operator.and_, rest or [first]) & never.astype(integer)
-        flipped = lax.bitcast_convert_type(first ^ mask, dtype)
-        # The derivative that bits do not have, for where JAX forgets the rule below.
-        return lax.select(mask == 0, leaves[0], flipped)
+        return lax.bitcast_convert_type(first ^ mask, dtype)
 
     return jax.tree.map(tied, tree, *others)
 
 
 @tie.defjvp
 def _tie_jvp(primals, tangents):
-    # Untied, for a derivative's own arithmetic is another program in any case. jax 0.10 forgets
-    # this rule where reverse mode goes through a loop or a checkpoint it does not depend on.
+    # Untied: a derivative's own arithmetic is another program in any case, and bits that are
+    # flipped have no derivative where JAX forgets this rule, as 0.10 does in second derivatives.
     return primals[1], tangents[1]

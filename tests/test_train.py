@@ -462,9 +462,10 @@ def test_second_derivatives_by_every_mode_are_those_of_a_loop(options):
             "reverse over reverse": lambda f: jax.jacrev(jax.jacrev(f))(0.05, start),
             "forward over forward": lambda f: jax.jacfwd(jax.jacfwd(f))(0.05, start),
             "mixed": lambda f: jax.grad(lambda s: jax.grad(f)(0.05, s))(start),
-            # Reverse mode through a run that the inner derivative does not depend on.
-            "around": lambda f: jax.grad(lambda s: jax.grad(scaled(f))(1.0, s))(start),
         }
+        if jax.__version_info__ >= (0, 11):  # see the README's limits
+            # Reverse mode through a checkpoint around a run the inner derivative does not move.
+            modes["around"] = lambda f: jax.grad(lambda s: jax.grad(scaled(f))(1.0, s))(start)
         for mode, derivative in modes.items():
             np.testing.assert_allclose(
                 jax.jit(derivative, static_argnums=0)(end),
