@@ -170,7 +170,7 @@ def update_errors() -> Iterator[None]:
     try:
         yield
     except (AttributeError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise ValueError(
             f"the optimizer could not make an update ({reason}): mend it so that it takes these "
             f"parameters, or, if it wraps lbfgs, a line search or sam, let that be outermost."

@@ -176,7 +176,7 @@ def train(
       stretches. A recorder's own arithmetic may be rounded differently where ``record_every`` is 1.
 
     Raises:
-      TypeError, ValueError: before anything is compiled, if the arguments do not fit together.
+      TypeError, ValueError: before the loop is compiled, if the arguments do not fit together.
 
     >>> import jax.numpy as jnp, optax, jaxfit
     >>> def loss(a, batch):
