@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxfit import _tree
@@ -23,7 +24,7 @@ def count(name: str, value: Any) -> int:
         number = operator.index(value)
     except TypeError:
         raise TypeError(
-            f"{name} is {_show(value)}, but the length of the loop must be known when it is "
+            f"{name} is {_show(value)}, but must be a whole number known when the loop is "
             f"compiled: give a Python int."
         ) from None
     if not 1 <= number < 2**31:
@@ -53,21 +54,47 @@ def data(data: Any) -> Any:
                 f"the step: write data=lambda step: batch."
             )
         return data
-    leaves = jax.tree.leaves(data)
+    return examples("data", data, "; or a function of the step for anything else")[0]
+
+
+def examples(name: str, arrays: Any, otherwise: str = "") -> tuple[Any, int]:
+    """A pytree of arrays that share a leading axis, and the length of that."""
+    leaves = jax.tree.leaves(arrays)
     for leaf in leaves:
         if not _tree.is_array(leaf):
             raise TypeError(
-                f"data holds {_show(leaf)}, but its leaves must be arrays: "
+                f"{name} holds {_show(leaf)}, but its leaves must be arrays: "
                 f"convert them with jnp.asarray."
             )
     lengths = {jnp.shape(leaf)[:1] for leaf in leaves}
-    if len(lengths) != 1 or lengths == {()}:
+    if len(lengths) != 1 or lengths & {(), (0,)}:
         shapes = " and ".join(str(jnp.shape(leaf)) for leaf in leaves) or "none"
         raise ValueError(
-            f"data has arrays of shape {shapes}, but they must share one leading axis, the "
-            f"examples: give arrays [examples, …], or a function of the step for anything else."
+            f"{name} holds arrays of shape {shapes}, but they must share one leading axis, of one "
+            f"example or more: give arrays [examples, …]{otherwise}."
         )
-    return jax.tree.map(jnp.asarray, data)
+    return jax.tree.map(jnp.asarray, arrays), lengths.pop()[0]
+
+
+def is_typed_key(key: Any) -> bool:
+    """Whether this is one of JAX's new PRNG keys, or an array of them."""
+    return isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+
+
+def key(key: Any, otherwise: str = "") -> None:
+    """One PRNG key, of either style."""
+    typed = is_typed_key(key)
+    old = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.ndim > 0
+    if not typed and not old:
+        raise TypeError(
+            f"key is {_short(key) if hasattr(key, 'dtype') else _show(key)}, but must be a PRNG "
+            f"key: give jax.random.key(0), say{otherwise}."
+        )
+    if np.ndim(key) != (0 if typed else 1) or (old and key.shape[0] not in (2, 4)):
+        raise ValueError(
+            f"key is an array {_short(key)}, but must be one PRNG key: "
+            f"pick one, or map over them with jax.vmap."
+        )
 
 
 def optimizer(optimizer: Any) -> optax.GradientTransformation:

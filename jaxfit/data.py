@@ -1,13 +1,26 @@
-"""Data as pure functions of a key."""
+"""Data as pure functions of a key: problems to try things on, and minibatches of any arrays."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
-__all__ = ["line", "linear_problem"]
+from jaxfit import _check
+
+__all__ = [
+    "Minibatches",
+    "line",
+    "linear_problem",
+    "minibatches",
+    "standardize",
+    "train_test_split",
+]
 
 
 def line(
@@ -86,3 +99,246 @@ def linear_problem(
     x = (u * jnp.sqrt(n * eigenvalues)) @ v.T
     coefficients = jax.random.normal(truth, (features,))
     return x, x @ coefficients + noise * jax.random.normal(error, (n,)), coefficients
+
+
+def standardize(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    r"""Shift and scale every column to mean zero and variance one.
+
+    .. math:: z_{ij} = (x_{ij} - \mu_j) / \sigma_j
+
+    Args:
+      x: [examples, …], finite.
+
+    Returns:
+      z [examples, …], the means […] and the standard deviations […], to be applied to other
+      examples as ``(x - mean) / deviation``. The deviation of a column that is constant is given
+      as 1, so that it becomes zero.
+
+    >>> import jax.numpy as jnp, jaxfit
+    >>> z, mean, deviation = jaxfit.data.standardize(jnp.array([[1.0, 5.0], [3.0, 5.0]]))
+    >>> z.tolist(), mean.tolist(), deviation.tolist()
+    ([[-1.0, 0.0], [1.0, 0.0]], [2.0, 5.0], [1.0, 1.0])
+    """
+    constant = jnp.max(x, axis=0) == jnp.min(x, axis=0)
+    # The mean of equal numbers can be rounded, and the deviation is then not quite zero.
+    mean = jnp.where(constant, x[0], jnp.mean(x, axis=0))
+    deviation = jnp.where(constant, 1, jnp.std(x, axis=0))
+    return (x - mean) / deviation, mean, deviation
+
+
+def train_test_split(arrays: Any, fraction: float, key: jax.Array) -> tuple[Any, Any]:
+    """Divide examples at random into those to train on and those to test on.
+
+    Args:
+      arrays: a pytree of arrays that share a leading axis [examples, …].
+      fraction: the part of the examples to test on, between 0 and 1; rounded to whole examples.
+      key: a PRNG key.
+
+    Returns:
+      Two pytrees like ``arrays``: to train on, and to test on.
+
+    Raises:
+      TypeError, ValueError: if the arrays do not share a leading axis, the key is not one, or
+        either part would be empty.
+
+    >>> import jax, jax.numpy as jnp, jaxfit
+    >>> train, test = jaxfit.data.train_test_split(jnp.arange(10), 0.2, jax.random.key(0))
+    >>> train.shape, test.shape, sorted([*train.tolist(), *test.tolist()]) == list(range(10))
+    ((8,), (2,), True)
+    """
+    arrays, n = _check.examples("arrays", arrays)
+    _check.key(key)
+    held_out = round(fraction * n) if 0 < fraction < 1 else 0
+    if not 0 < held_out < n:
+        raise ValueError(
+            f"fraction is {fraction} of {n} examples, but both parts need at least one: "
+            f"give a part between 0 and 1, such as 0.2 to test on a fifth."
+        )
+    order = jax.random.permutation(key, n)
+    part = lambda rows: jax.tree.map(lambda leaf: leaf[rows], arrays)
+    return part(order[held_out:]), part(order[:held_out])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Minibatches:
+    """What `minibatches` returns: a function of the step, and a pytree of its arrays and its key.
+
+    ``batches(step)`` is a pytree like ``arrays``, [batch_size, …]; ``len(batches)`` is the number
+    of examples.
+
+    Attributes:
+      arrays: the examples, a pytree of arrays [examples, …].
+      key: the PRNG key of the order; None if there is nothing random in it.
+      batch_size: how many examples a step sees.
+      shuffle: whether every epoch has an order of its own.
+      replace: whether examples are drawn independently of each other.
+    """
+
+    arrays: Any
+    key: Any
+    batch_size: int = dataclasses.field(metadata={"static": True})
+    shuffle: bool = dataclasses.field(metadata={"static": True})
+    replace: bool = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, step: jax.Array | int) -> Any:
+        rows = self.indices(step)
+        return jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), self.arrays)
+
+    def __len__(self) -> int:
+        return jax.tree.leaves(self.arrays)[0].shape[0]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The fewest steps that see every example; the last of them may begin the next epoch."""
+        return -(-len(self) // self.batch_size)
+
+    def epoch(self, step: jax.Array | int) -> jax.Array:
+        """The epoch of the first example of a step's batch, counted from 0: int32 []."""
+        epoch, _ = _position(_step(step), self.batch_size, len(self))
+        return epoch.astype(np.int32)
+
+    def indices(self, step: jax.Array | int) -> jax.Array:
+        """Which examples a step sees: int32 [batch_size]."""
+        n, step = len(self), _step(step)
+        if self.replace:
+            key = jax.random.fold_in(self.key, step)
+            return jax.random.randint(key, (self.batch_size,), 0, n, np.int32)
+        epoch, first = _position(step, self.batch_size, n)
+        place = first + np.arange(self.batch_size, dtype=np.uint32)
+        after = place >= n  # those of the next epoch
+        place = jnp.where(after, place - np.uint32(n), place)
+        if self.shuffle:
+            place = _shuffled(self.key, epoch, after, place, n)
+        return place.astype(np.int32)
+
+
+def minibatches(
+    arrays: Any,
+    batch_size: int,
+    key: jax.Array | None = None,
+    *,
+    shuffle: bool = True,
+    replace: bool = False,
+) -> Minibatches:
+    r"""Make a function of the step that returns a few examples, for ``train(…, data=…)``.
+
+    The examples go by in an endless stream of epochs, each a permutation of its own, of which step
+    t takes the positions :math:`tB, …, tB + B - 1`. So every epoch has every example exactly once,
+    none is dropped, and a batch may end one epoch and begin the next.
+
+    The batch at a step is a function of the key and the step alone, in time and memory of the
+    batch, whatever the number of examples: nothing is sorted, and there is no table of indices.
+    It can be used inside ``jax.jit``, with the step traced, and ``jax.vmap``, over keys. To keep
+    the arrays from being baked into a compiled program, pass what this returns into the jitted
+    function; it is a pytree.
+
+    Args:
+      arrays: a pytree of arrays that share a leading axis [examples, …], fewer than 2**31.
+      batch_size: how many examples a step sees, B; at most all, unless ``replace``.
+      key: a PRNG key, of either style; needed unless ``shuffle=False``.
+      shuffle: whether every epoch has a random order; otherwise all have the order of the arrays.
+      replace: draw every example independently and uniformly, with no regard to epochs.
+
+    Returns:
+      A `Minibatches`: a function ``step -> batch``, whose batches are pytrees like ``arrays`` with
+      leaves [batch_size, …]. ``len`` of it is the number of examples; ``steps_per_epoch``,
+      ``epoch(step)`` and ``indices(step)`` say what their names do.
+
+    Raises:
+      TypeError, ValueError: if the arrays do not share a leading axis, the batch size does not
+        fit, or a key is missing or is not one.
+
+    The permutation is the swap-or-not shuffle of Hoang, Morris and Rogaway 2012, `An Enciphering
+    Scheme Based on a Card Shuffle <https://arxiv.org/abs/1208.1176>`_, with 24 rounds and a mixing
+    function of 32 bits: a shuffle with good statistics, not a cipher.
+
+    >>> import jax, jax.numpy as jnp, jaxfit
+    >>> batches = jaxfit.minibatches({"x": jnp.arange(6.0)}, 2, jax.random.key(0))
+    >>> epoch = jnp.concatenate([batches(step)["x"] for step in range(batches.steps_per_epoch)])
+    >>> sorted(epoch.tolist())
+    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    """
+    arrays, n = _check.examples("arrays", arrays)
+    batch_size = _check.count("batch_size", batch_size)
+    if n >= 2**31:
+        raise ValueError(
+            f"arrays have {n} examples, but their indices are kept in 32 bits: "
+            f"give fewer than 2**31."
+        )
+    if replace and not shuffle:
+        raise ValueError(
+            "replace=True was given with shuffle=False, but examples drawn with replacement have "
+            "no order to keep: leave one of them out."
+        )
+    if batch_size > n and not replace:
+        raise ValueError(
+            f"batch_size is {batch_size}, but there are only {n} examples: "
+            f"give at most {n}, or replace=True."
+        )
+    if shuffle:
+        _check.key(key, ", or shuffle=False")
+    return Minibatches(arrays, key if shuffle else None, batch_size, bool(shuffle), bool(replace))
+
+
+def _step(step: jax.Array | int) -> jax.Array:
+    """The number of a step, as 32 bits without a sign."""
+    if isinstance(step, int) and not 0 <= step < 2**31:
+        raise ValueError(f"step is {step}, but steps are counted from 0 to 2**31 - 1.")
+    return jnp.asarray(step).astype(np.uint32)
+
+
+def _position(step: jax.Array, batch_size: int, n: int) -> tuple[jax.Array, jax.Array]:
+    """Epoch and place of ``step * batch_size``, which itself may take more than 32 bits.
+
+    Long multiplication in base two, over the digits of the batch size: every partial product is
+    kept as (quotient, remainder) by n, and the remainder, below 2**31, has a bit to spare.
+    """
+    whole, part = step // np.uint32(n), step % np.uint32(n)
+    epoch = place = jnp.zeros_like(step)
+    for digit in f"{batch_size:b}":
+        epoch, place = _carry(epoch + epoch, place + place, n)
+        if digit == "1":
+            epoch, place = _carry(epoch + whole, place + part, n)
+    return epoch, place
+
+
+def _carry(epoch: jax.Array, place: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
+    over = place >= n
+    return epoch + over, jnp.where(over, place - np.uint32(n), place)
+
+
+def _shuffled(
+    key: jax.Array, epoch: jax.Array, after: jax.Array, place: jax.Array, n: int, rounds: int = 24
+) -> jax.Array:
+    """The examples at some places of an epoch, or of the one after it where ``after`` says so.
+
+    The swap-or-not shuffle: in every round a place and its mirror image, both from a pivot that
+    belongs to the round, change places or do not, by a bit of a hash that both share.
+    """
+    words = jax.random.key_data(key) if _check.is_typed_key(key) else jnp.asarray(key)
+    seeds = jnp.stack([epoch, epoch + np.uint32(1)])
+    for word in words:
+        seeds = _mixed(seeds ^ word)
+    odd = np.arange(1, rounds + 1, dtype=np.uint32)[:, None] * np.uint32(0x9E3779B9)
+    # All rounds' keys at once, [rounds, 2]: what is left for the loop is small, and XLA makes one
+    # kernel of it. Unrolled, the rounds take minutes to compile on jax 0.12.
+    keys = _mixed(seeds + odd)
+    pivots = keys % np.uint32(n)
+
+    def round_(place, of_round):
+        key, pivot = (jnp.where(after, two[1], two[0]) for two in of_round)
+        # (pivot - place) mod n: one of the two has wrapped around 2**32, and is the larger one.
+        mirror = jnp.minimum(pivot - place, pivot - place + np.uint32(n))
+        swap = _mixed(jnp.maximum(place, mirror) ^ key) >> 31 == 1
+        return jnp.where(swap, mirror, place), None
+
+    place, _ = lax.scan(round_, place, (keys, pivots))
+    return place
+
+
+def _mixed(word: jax.Array) -> jax.Array:
+    """Mix 32 bits so that each depends on all: Wellons 2018, hash-prospector's lowbias32."""
+    word = (word ^ (word >> 16)) * np.uint32(0x7FEB352D)
+    word = (word ^ (word >> 15)) * np.uint32(0x846CA68B)
+    return word ^ (word >> 16)
