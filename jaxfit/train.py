@@ -155,8 +155,9 @@ def train(
         (line searches, ``sam``, ``sophia``, …) are given them, on the step's own batch.
       num_steps: how many updates to make.
       data: what a step sees. A pytree of arrays ``[examples, …]``, all of which every step sees;
-        or a function ``step -> batch`` of the step (int32 []), pure and traceable. Anything a
-        step needs, a dropout key too, comes in through the batch.
+        or a function ``step -> batch`` of the step (int32 []), pure and traceable, such as
+        ``jaxfit.minibatches`` makes. Anything a step needs, a dropout key too, comes in through
+        the batch.
       has_aux: whether the loss returns ``(scalar, aux)``.
       record: a function of a `Step` that returns the pytree to keep; see ``jaxfit.record``.
       record_every: keep a row at the first step and every so many steps after it; rows that are

@@ -3,21 +3,42 @@
 import pathlib
 import re
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+MODELS = README.split("## Your model")[1].split("\n## ")[0]
+find = lambda text: re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+STORY = find(README.replace(MODELS, ""))
 
 
-def test_every_python_block_runs(tmp_path, monkeypatch):
+def run(block, names):
+    exec(compile(block, "README.md", "exec"), names)
+
+
+def test_the_blocks_of_the_story_run_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
-    for block in BLOCKS:
-        exec(compile(block, "README.md", "exec"), names)
+    for block in STORY:
+        run(block, names)
     assert {path.name for path in tmp_path.iterdir()} == {"path.png", "rates.png"}
-    assert len(BLOCKS) >= 6
+    assert len(STORY) >= 5
+
+
+@pytest.mark.parametrize(
+    ("name", "block"), re.findall(r"\*\*(.*?)\*\*.*?```python\n(.*?)```", MODELS, re.DOTALL)
+)
+def test_every_model_runs_by_itself_and_has_learned(name, block, capsys):
+    run(block, {})
+    (accuracy,) = re.findall(r"accuracy ([\d.]+)", capsys.readouterr().out)
+    assert float(accuracy) > 0.93
+
+
+def test_there_are_the_models_that_people_have():
+    assert len(find(MODELS)) == 6
 
 
 def test_the_first_example_is_short_and_the_pictures_are_there():
-    assert len(BLOCKS[0].splitlines()) <= 15
+    assert len(STORY[0].splitlines()) <= 15
     for path in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README):
         assert 0 < (ROOT / path).stat().st_size < 300 * 1024
