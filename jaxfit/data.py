@@ -305,7 +305,7 @@ def _position(step: jax.Array, batch_size: int, n: int) -> tuple[jax.Array, jax.
 
 def _carry(epoch: jax.Array, place: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
     over = place >= n
-    return epoch + over, jnp.where(over, place - np.uint32(n), place)
+    return epoch + over.astype(np.uint32), jnp.where(over, place - np.uint32(n), place)
 
 
 def _shuffled(
