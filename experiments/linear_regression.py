@@ -19,6 +19,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from matplotlib.animation import FuncAnimation
 
 import jaxfit
 from jaxfit import plot
@@ -170,9 +171,11 @@ def study(problem: Problem, steps: int, lr: float) -> dict[str, jaxfit.Run]:
     }
 
 
-def draw(problem: Problem, runs: dict[str, jaxfit.Run], out: pathlib.Path, animate: bool) -> None:
-    """Draw everything from the trajectories, and say what was written where."""
-    written = []
+def draw(
+    problem: Problem, runs: dict[str, jaxfit.Run], out: pathlib.Path, animate: bool
+) -> FuncAnimation | None:
+    """Draw everything from the trajectories, and say what was written where; the animation."""
+    written, animation = [], None
 
     def axes() -> plt.Axes:
         return plt.subplots(figsize=(5, 3.75), layout="constrained")[1]
@@ -217,6 +220,7 @@ def draw(problem: Problem, runs: dict[str, jaxfit.Run], out: pathlib.Path, anima
     print("\nWritten:")
     for path in written:
         print(f"  {path}  {path.stat().st_size / 1024:.0f} KB")
+    return animation
 
 
 def main() -> None:
@@ -265,7 +269,8 @@ def main() -> None:
             problem = read_csv(arguments.csv, arguments.x, arguments.y)
         arguments.out.mkdir(parents=True, exist_ok=True)
         runs = study(problem, arguments.steps, arguments.lr)
-        draw(problem, runs, arguments.out, not arguments.no_animation)
+        # matplotlib wants an animation to be held while it is shown.
+        _animation = draw(problem, runs, arguments.out, not arguments.no_animation)
     except OSError as error:
         parser.exit(
             2, f"linear_regression: {error.filename} cannot be written: {error.strerror}.\n"

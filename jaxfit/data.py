@@ -182,7 +182,7 @@ class Minibatches:
     replace: bool = dataclasses.field(metadata={"static": True})
 
     def __call__(self, step: jax.Array | int) -> Any:
-        rows = self.indices(step)
+        rows = self.indices(step).astype(np.uint32)  # without a sign, for there is none to mend
         return jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), self.arrays)
 
     def __len__(self) -> int:

@@ -51,7 +51,8 @@ class Step:
     Attributes:
       step: int32 [], counted from 0.
       params: the parameters, a pytree.
-      opt_state: the optimizer's state that the update started from.
+      opt_state: the optimizer's state that the update started from; what the optimizer says of
+        this very step, a line search of its evaluations, say, is in the state of the next.
       batch: the data the loss was given; None if the loss takes none.
       loss: floating [], the loss at ``params`` on ``batch``.
       aux: what the loss returned beside it with ``has_aux``, else None.
