@@ -11,7 +11,7 @@ def main() -> None:
     print("Run one with python -m NAME; each takes --help.\n")
     for module in pkgutil.walk_packages([str(HERE)], "experiments."):
         path = HERE.parent / (module.name.replace(".", "/") + ".py")
-        if not module.ispkg and path.stem != "__main__":
+        if not module.ispkg and not path.stem.startswith("_"):
             doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
             print(f"  {module.name:40} {doc.splitlines()[0]}")
 

@@ -11,14 +11,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
@@ -26,6 +24,7 @@ from jax import lax
 from matplotlib.animation import FuncAnimation
 
 import jaxfit
+from experiments import _command
 from jaxfit import plot
 from jaxfit.losses import cross_entropy, l2, objective
 from jaxfit.models import mlp, mlp_init
@@ -316,49 +315,23 @@ def draw(fits: dict[str, Fit], excess: np.ndarray, images: Any, out: Any, animat
             written.append(plot.save(animation, out / f"weights{ending}", dpi=80))
     print("\nWritten:")
     for path in written:
-        print(f"  {path}  {path.stat().st_size / 1024:.0f} KB")
+        _command.written(path)
     return animation
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.digits", description=__doc__.splitlines()[0]
-    )
+    parser = _command.parser("digits", __doc__)
     parser.add_argument("--steps", type=int, default=1150, help="of the networks, default 1150")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the held-out images and the networks, default 0"
-    )
-    parser.add_argument(
-        "--out",
-        type=pathlib.Path,
-        default=pathlib.Path("out/digits"),
-        metavar="DIR",
-        help="where pictures go, default out/digits",
-    )
     parser.add_argument("--no-animation", action="store_true", help="draw no animation")
-    parser.add_argument(
-        "--show", action="store_true", help="open windows with the pictures at the end"
-    )
-    arguments = parser.parse_args()
-    if not arguments.show:
-        matplotlib.use("agg")
-    try:
-        if not 1 <= arguments.steps < 2**31:
-            raise ValueError(f"--steps is {arguments.steps}, but must be from 1 to 2**31 - 1.")
-        if abs(arguments.seed) >= 2**31:
-            raise ValueError(f"--seed is {arguments.seed}, but must be less than 2**31.")
-        arguments.out.mkdir(parents=True, exist_ok=True)
+
+    def fit_all(arguments: argparse.Namespace) -> FuncAnimation | None:
+        _command.between("steps", arguments.steps, 1, 2**31 - 1)
         split, rest = jax.random.split(jax.random.key(arguments.seed))
         images = load(split)
         fits, excess = study(images, arguments.steps, rest)
-        # matplotlib wants an animation to be held while it is shown.
-        _animation = draw(fits, excess, images, arguments.out, not arguments.no_animation)
-    except OSError as error:
-        parser.exit(2, f"digits: {error.filename} cannot be written: {error.strerror}.\n")
-    except (ImportError, ValueError) as error:
-        parser.exit(2, f"digits: {error}\n")
-    if arguments.show:
-        plt.show()
+        return draw(fits, excess, images, arguments.out, not arguments.no_animation)
+
+    _command.run(parser, fit_all)
 
 
 if __name__ == "__main__":

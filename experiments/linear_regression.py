@@ -15,13 +15,13 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from matplotlib.animation import FuncAnimation
 
 import jaxfit
+from experiments import _command
 from jaxfit import plot
 from jaxfit.losses import mse, objective
 from jaxfit.models import linear
@@ -219,14 +219,12 @@ def draw(
         ]
     print("\nWritten:")
     for path in written:
-        print(f"  {path}  {path.stat().st_size / 1024:.0f} KB")
+        _command.written(path)
     return animation
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.linear_regression", description=__doc__.splitlines()[0]
-    )
+    parser = _command.parser("linear_regression", __doc__)
     parser.add_argument(
         "--csv", type=pathlib.Path, metavar="FILE", help="fit two columns of this file"
     )
@@ -236,26 +234,10 @@ def main() -> None:
     parser.add_argument("--y", metavar="COLUMN", help="with --csv: the column to predict")
     parser.add_argument("--steps", type=int, default=100, help="default 100")
     parser.add_argument("--lr", type=float, default=0.1, help="the learning rate, default 0.1")
-    parser.add_argument("--seed", type=int, default=0, help="of the lesson's data, default 0")
-    parser.add_argument(
-        "--out",
-        type=pathlib.Path,
-        default=pathlib.Path("out/linear_regression"),
-        metavar="DIR",
-        help="where pictures go, default out/linear_regression",
-    )
     parser.add_argument("--no-animation", action="store_true", help="draw no animation")
-    parser.add_argument(
-        "--show", action="store_true", help="open windows with the pictures at the end"
-    )
-    arguments = parser.parse_args()
-    if not arguments.show:
-        matplotlib.use("agg")
-    try:
-        if not 1 <= arguments.steps < 2**31:
-            raise ValueError(f"--steps is {arguments.steps}, but must be from 1 to 2**31 - 1.")
-        if abs(arguments.seed) >= 2**31:
-            raise ValueError(f"--seed is {arguments.seed}, but must be less than 2**31.")
+
+    def lesson(arguments: argparse.Namespace) -> FuncAnimation | None:
+        _command.between("steps", arguments.steps, 1, 2**31 - 1)
         if not arguments.lr > 0:
             raise ValueError(f"--lr is {arguments.lr:g}, but a learning rate is positive.")
         if arguments.csv is None:
@@ -267,18 +249,10 @@ def main() -> None:
             if not (arguments.x and arguments.y):
                 raise ValueError("--csv needs --x COLUMN and --y COLUMN, the two columns to fit.")
             problem = read_csv(arguments.csv, arguments.x, arguments.y)
-        arguments.out.mkdir(parents=True, exist_ok=True)
         runs = study(problem, arguments.steps, arguments.lr)
-        # matplotlib wants an animation to be held while it is shown.
-        _animation = draw(problem, runs, arguments.out, not arguments.no_animation)
-    except OSError as error:
-        parser.exit(
-            2, f"linear_regression: {error.filename} cannot be written: {error.strerror}.\n"
-        )
-    except ValueError as error:
-        parser.exit(2, f"linear_regression: {error}\n")
-    if arguments.show:
-        plt.show()
+        return draw(problem, runs, arguments.out, not arguments.no_animation)
+
+    _command.run(parser, lesson)
 
 
 if __name__ == "__main__":

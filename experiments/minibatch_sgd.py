@@ -13,19 +13,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from scipy.special import stdtrit  # the quantiles of Student's t
 
 import jaxfit
+from experiments import _command
 from jaxfit import plot
 from jaxfit.losses import mse, objective
 from jaxfit.models import linear
@@ -312,33 +311,14 @@ def draw_variances(problems: list[Quadratic], lr: float, rows: list[Row]) -> plt
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.minibatch_sgd", description=__doc__.splitlines()[0]
-    )
+    parser = _command.parser("minibatch_sgd", __doc__)
     parser.add_argument("--steps", type=int, default=2000, help="default 2000")
     parser.add_argument("--lr", type=float, default=0.1, help="the learning rate, default 0.1")
-    parser.add_argument("--seed", type=int, default=0, help="of data and batches, default 0")
-    parser.add_argument(
-        "--out",
-        type=pathlib.Path,
-        default=pathlib.Path("out/minibatch_sgd"),
-        metavar="DIR",
-        help="where pictures go, default out/minibatch_sgd",
-    )
-    parser.add_argument(
-        "--show", action="store_true", help="open windows with the pictures at the end"
-    )
-    arguments = parser.parse_args()
-    if not arguments.show:
-        matplotlib.use("agg")
-    try:
-        if not 1 <= arguments.steps <= 10_000:
-            raise ValueError(f"--steps is {arguments.steps}, but must be from 1 to 10000.")
-        if abs(arguments.seed) >= 2**31:
-            raise ValueError(f"--seed is {arguments.seed}, but must be less than 2**31.")
+
+    def wander(arguments: argparse.Namespace) -> None:
+        _command.between("steps", arguments.steps, 1, 10_000)
         if not arguments.lr > 0:
             raise ValueError(f"--lr is {arguments.lr:g}, but a learning rate is positive.")
-        arguments.out.mkdir(parents=True, exist_ok=True)
         problems, sweeps, rows = study(arguments.steps, arguments.lr, arguments.seed)
         print("\nWritten:")
         for name, figure in (
@@ -348,13 +328,9 @@ def main() -> None:
         ):
             path = arguments.out / f"{name}.png"
             figure.savefig(path, dpi=100)
-            print(f"  {path}  {path.stat().st_size / 1024:.0f} KB")
-    except OSError as error:
-        parser.exit(2, f"minibatch_sgd: {error.filename} cannot be written: {error.strerror}.\n")
-    except ValueError as error:
-        parser.exit(2, f"minibatch_sgd: {error}\n")
-    if arguments.show:
-        plt.show()
+            _command.written(path)
+
+    _command.run(parser, wander)
 
 
 if __name__ == "__main__":
