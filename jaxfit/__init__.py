@@ -2,17 +2,21 @@
 
 from jaxfit import data, losses, models, record
 from jaxfit.data import minibatches
+from jaxfit.replay import at, fork, replay
 from jaxfit.train import Run, State, Step, init, train
 
 __all__ = [
     "Run",
     "State",
     "Step",
+    "at",
     "data",
+    "fork",
     "init",
     "losses",
     "minibatches",
     "models",
     "record",
+    "replay",
     "train",
 ]

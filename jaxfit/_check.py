@@ -183,9 +183,9 @@ def opt_state(given: Any, optimizer: optax.GradientTransformation, trained: Any)
             "the optimizer is optax.lookahead, which keeps slow parameters beside the fast ones, "
             "but params is not a pair: give optax.LookaheadParams.init_synced(params)."
         )
-    if given is not None and (difference := _difference(expected, given)):
+    if given is not None and (found := difference(expected, given)):
         raise ValueError(
-            f"the given State does not belong to this optimizer ({difference} in its optimizer "
+            f"the given State does not belong to this optimizer ({found} in its optimizer "
             f"state): go on with the optimizer that made it, or start this one afresh with "
             f"jaxfit.init(state.params, optimizer)."
         )
@@ -206,9 +206,9 @@ def update_errors() -> Iterator[None]:
 
 def update(before: Any, after: Any, trained: Any, updates: Any) -> None:
     """An update keeps the shape of the optimizer's state, and has that of the parameters."""
-    if difference := _difference(before, after):
+    if found := difference(before, after):
         raise ValueError(
-            f"the optimizer's update changed the shape of its state ({difference}), but a compiled "
+            f"the optimizer's update changed the shape of its state ({found}), but a compiled "
             f"loop needs it to stay: let its init return what its update does, and record with "
             f"record=… what optax.monitor would."
         )
@@ -218,6 +218,44 @@ def update(before: Any, after: Any, trained: Any, updates: Any) -> None:
             f"the optimizer returned {_shapes(updates)} as updates of {_shapes(trained)}, but both "
             f"must have one structure and the same shapes: return what is to be added."
         )
+
+
+def stretch(start: Any, stop: Any, frames: Any, end: Any) -> None:
+    """Two steps of a run, in their order, as far as its keyframes and its end are known."""
+    for name, step in (("start", start), ("stop", stop)):
+        if isinstance(step, bool) or not hasattr(step, "__index__"):
+            raise TypeError(
+                f"{name} is {_show(step)}, but must be the number of a step: give a Python int."
+            )
+    if jnp.ndim(end):
+        raise ValueError(
+            f"run holds runs of shape {jnp.shape(end)}, but one is replayed at a time: "
+            f"map over them with jax.vmap."
+        )
+    if start > stop:
+        raise ValueError(f"start is {start} and stop {stop}, but start comes first: swap them.")
+    if any(isinstance(known, jax.core.Tracer) for known in (frames, end)):
+        return
+    if not frames[0] <= start <= stop <= end:
+        raise ValueError(
+            f"start is {start} and stop {stop}, but the run goes from step {frames[0]} to {end}: "
+            f"stay within, and use train to go on."
+        )
+
+
+def replayable(loss: Callable, params: Any, data: Any, step: jax.Array) -> None:
+    """The loss takes the parameters of a run on this data."""
+    try:
+        if data is None:
+            jax.eval_shape(lambda: loss(params))
+        else:
+            jax.eval_shape(lambda: loss(params, data(step) if callable(data) else data))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"the loss cannot be computed from the parameters of the run and this data ({reason}): "
+            f"replay with the loss and the data that the run was made with."
+        ) from error
 
 
 def recorded(row: Any) -> Any:
@@ -230,7 +268,7 @@ def recorded(row: Any) -> Any:
     return row
 
 
-def _difference(expected: Any, given: Any) -> str | None:
+def difference(expected: Any, given: Any) -> str | None:
     """The first place where two trees of arrays differ in structure, shape or dtype."""
     structure: Callable[[Any], Any] = jax.tree.structure
     if structure(expected) != structure(given):

@@ -87,12 +87,16 @@ class Run:
       keyframes: the `State` at every ``keyframe_every``-th step, stacked [keyframes, …]; None
         unless ``keyframe_every`` was given.
       state: the `State` after the last step, from which a run goes on.
+      known_steps: the steps of the keyframes, or of the rows if there are none, where they are
+        known when the run is compiled, for it began at step 0; None otherwise. Part of the
+        structure, so that it stays what it is under ``jax.vmap``.
     """
 
     steps: jax.Array
     trajectory: Any
     keyframes: State | None
     state: State
+    known_steps: range | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 def init(params: Any, optimizer: Any) -> State:
@@ -194,49 +198,29 @@ def train(
     num_steps, record_every, keyframe_every = _check.lengths(
         num_steps, record_every, keyframe_every
     )
-    _check.function("loss", loss, 1 if data is None else 2)
     _check.function("record", record, 1)
-    data = _check.data(data)
-    optimizer = _check.optimizer(optimizer)
-    params, given = (params.params, params) if isinstance(params, State) else (params, None)
-    params = _tree.as_arrays(params)
-    trained, rest = _tree.trainable(params), _tree.others(params)
-    start = jnp.asarray(np.int32(0) if given is None else given.step, np.int32)
-
-    # Inside the loop there are only trained leaves, and batches that change: what stays the same
-    # for the whole run is closed over, and put back for the recorder.
-    varies = callable(data)
-    batch_at = data if varies else lambda step: None
-
-    def objective(trained, batch):
-        params = _tree.merge(trained, _iterate(rest))
-        return loss(params) if data is None else loss(params, batch if varies else data)
-
-    _check.value(
-        lambda iterate, step: objective(iterate, batch_at(step)), _iterate(trained), start, has_aux
-    )
-    _check.opt_state(None if given is None else given.opt_state, optimizer, trained)
-    state = State(start, trained, optimizer.init(trained) if given is None else given.opt_state)
-    take_step = _stepper(objective, batch_at, optimizer, has_aux)
+    resumed = isinstance(params, State)
+    state, take_step, complete = _prepare(loss, params, optimizer, data, has_aux)
+    start = state.step
 
     def keep(step: Step) -> Any:
-        step = dataclasses.replace(
-            step,
-            params=_tree.merge(step.params, rest),
-            batch=step.batch if varies else data,
-        )
-        return _tree.pack(_check.recorded(record(step)))
+        return _tree.pack(_check.recorded(record(complete(step))))
 
     def steps(state: State, number: int) -> tuple[State, Any]:
         """So many steps, and the rows they leave: [rows, …]."""
-        if record_every > 1 or number == 1:
+        if record_every > 1:
             return _blocks(row, state, number, record_every)
 
         def body(state, _):
             state, step = take_step(state)
-            return state, keep(step)
+            return state, (keep(step), state if number == 1 else None)
 
-        return lax.scan(body, state, length=number)
+        # XLA makes no loop of a single step, and compiled alone it may differ in the last bit; so
+        # one more is taken after it, and dropped.
+        state, (rows, states) = lax.scan(body, state, length=max(number, 2))
+        if number > 1:
+            return state, rows
+        return _at(states, 0), jax.tree.map(lambda leaf: leaf[:1], rows)
 
     def row(state: State, number: int) -> tuple[State, Any]:
         """So many steps, of which the first leaves a row: [1, …]."""
@@ -245,7 +229,7 @@ def train(
 
     def segment(state: State, number: int) -> tuple[State, Any]:
         """So many steps after a keyframe, made again from it under reverse-mode differentiation."""
-        keyframe = _tree.pack(_with_rest(state, rest))
+        keyframe = _tree.pack(complete(state))
         # The steps are loops already, so nothing can merge the second making with the first.
         remade = jax.checkpoint(lambda state: steps(state, number), prevent_cse=False)
         after, rows = remade(state)
@@ -257,9 +241,66 @@ def train(
     else:
         state, (keyframes, trajectory) = _blocks(segment, state, num_steps, keyframe_every)
     every_row = start + np.arange(0, num_steps, record_every, dtype=np.int32)
-    return Run(
-        every_row, _tree.unpack(trajectory), _tree.unpack(keyframes), _with_rest(state, rest)
+    known = None if resumed else range(0, num_steps, keyframe_every or record_every)
+    return Run(every_row, _tree.unpack(trajectory), _tree.unpack(keyframes), complete(state), known)
+
+
+def advance(
+    loss: Callable[..., Any],
+    state: State,
+    optimizer: Any,
+    stop: jax.Array | int,
+    *,
+    data: Any = None,
+    has_aux: bool = False,
+) -> State:
+    """Take the steps of `train` until a step, whose number may be traced, and keep nothing."""
+    state, take_step, complete = _prepare(loss, state, optimizer, data, has_aux)
+
+    def body(carry):
+        state, _ = carry
+        state, step = take_step(state)
+        return state, step.loss
+
+    _, step = jax.eval_shape(take_step, state)
+    carry = state, jnp.zeros(step.loss.shape, step.loss.dtype)
+    state, value = lax.while_loop(lambda carry: carry[0].step < stop, body, carry)
+    # In a loop that nobody needs the loss of, XLA may round otherwise than in one that keeps it.
+    return complete(dataclasses.replace(state, params=tie(value, state.params)))
+
+
+def _prepare(
+    loss: Callable, params: Any, optimizer: Any, data: Any, has_aux: bool
+) -> tuple[State, Callable[[State], tuple[State, Step]], Callable[[Any], Any]]:
+    """Check what a run is made of; return its first state, how to take a step, and `complete`.
+
+    Inside the loop there are only trained leaves, and batches that change. What stays the same for
+    the whole run is closed over, and ``complete`` puts it back into a `State` or a `Step`.
+    """
+    _check.function("loss", loss, 1 if data is None else 2)
+    data = _check.data(data)
+    optimizer = _check.optimizer(optimizer)
+    params, given = (params.params, params) if isinstance(params, State) else (params, None)
+    params = _tree.as_arrays(params)
+    trained, rest = _tree.trainable(params), _tree.others(params)
+    start = jnp.asarray(np.int32(0) if given is None else given.step, np.int32)
+    varies = callable(data)
+    batch_at = data if varies else lambda step: None
+
+    def objective(trained, batch):
+        params = _tree.merge(trained, _iterate(rest))
+        return loss(params) if data is None else loss(params, batch if varies else data)
+
+    def complete(tree):
+        tree = dataclasses.replace(tree, params=_tree.merge(tree.params, rest))
+        return tree if varies or isinstance(tree, State) else dataclasses.replace(tree, batch=data)
+
+    _check.value(
+        lambda iterate, step: objective(iterate, batch_at(step)), _iterate(trained), start, has_aux
     )
+    _check.opt_state(None if given is None else given.opt_state, optimizer, trained)
+    state = State(start, trained, optimizer.init(trained) if given is None else given.opt_state)
+    return state, _stepper(objective, batch_at, optimizer, has_aux), complete
 
 
 def _stepper(
@@ -302,6 +343,11 @@ def _stepper(
         if isinstance(params, optax.LookaheadParams):
             grads = optax.LookaheadParams(fast=grads, slow=grads)
         params = tie(value, params, grads, updates)
+        # Under vmap, counts of steps are then of each run, as they are when it is resumed: a power
+        # of one number is rounded otherwise than that of many.
+        opt_state = jax.tree.map(
+            lambda leaf: tie(value, leaf) if _is_number(leaf) else leaf, opt_state
+        )
         return State(state.step + 1, params, opt_state), step
 
     return take_step
@@ -373,8 +419,13 @@ def _conjugate(grads: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.conj() if jnp.iscomplexobj(leaf) else leaf, grads)
 
 
-def _with_rest(state: State, rest: Any) -> State:
-    return State(state.step, _tree.merge(state.params, rest), state.opt_state)
+def _is_number(leaf: Any) -> bool:
+    return jnp.ndim(leaf) == 0 and jnp.issubdtype(jnp.result_type(leaf), jnp.number)
+
+
+def _at(tree: Any, index: Any) -> Any:
+    """One of the rows along the leading axis."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def _lead(tree: Any) -> Any:
