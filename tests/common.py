@@ -19,9 +19,14 @@ def assert_same_bits(one, other):
     for (path, left), right in zip(
         jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
     ):
-        left, right = np.asarray(left), np.asarray(right)
+        left, right = (np.asarray(_without_keys(leaf)) for leaf in (left, right))
         assert (left.dtype, left.shape) == (right.dtype, right.shape), jax.tree_util.keystr(path)
         assert left.tobytes() == right.tobytes(), jax.tree_util.keystr(path)
+
+
+def _without_keys(leaf):
+    typed = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if typed else leaf
 
 
 def assert_close(one, other, rtol=1e-5, atol=1e-6):
