@@ -534,6 +534,46 @@ def test_derivatives_through_a_run_are_those_of_finite_differences(line, name, o
         np.testing.assert_allclose(tangent, along, rtol=1e-10)
 
 
+def test_the_first_step_falls_with_the_rate_as_its_two_gradients_agree(line):
+    with jax.enable_x64(True):
+        data, start = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (line, guess))
+        after = lambda rate: jaxfit.train(loss, start, optax.sgd(rate), 1, data=data).state.params
+        slope = jax.grad(lambda rate: loss(after(rate), data))(0.1)
+        gradient = lambda params: jax.grad(loss)(params, data)
+        # dL(θ₁)/dη = -⟨g₁, g₀⟩
+        expected = -jnp.vdot(gradient(after(0.1)), gradient(start))
+        np.testing.assert_allclose(slope, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"keyframe_every": 4}])
+def test_a_schedule_and_weights_of_examples_have_their_derivatives(line, options):
+    with jax.enable_x64(True):
+        x, y = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), line)
+        rates = jnp.linspace(0.3, 0.1, 10)
+        weights = jax.random.uniform(jax.random.key(0), (100,), jnp.float64)
+
+        @jax.jit
+        def end(rates, weights):
+            schedule = optax.sgd(lambda count: rates[count], momentum=0.5)
+            start = jnp.asarray(guess, jnp.float64)
+            weighted = jaxfit.losses.objective(linear, jaxfit.losses.mse)
+            run = jaxfit.train(weighted, start, schedule, 10, data=(x, y, weights), **options)
+            return loss(run.state.params, (x, y))
+
+        slopes = jax.grad(end, argnums=(0, 1))(rates, weights)
+        for which, places in ((0, (0, 4, 9)), (1, (0, 50))):
+            for place in places:
+                nudged = [rates, weights], [rates, weights]
+                for arrays, sign in zip(nudged, (1, -1), strict=True):
+                    arrays[which] = arrays[which].at[place].add(sign * 1e-6)
+                difference = (end(*nudged[0]) - end(*nudged[1])) / 2e-6
+                np.testing.assert_allclose(slopes[which][place], difference, rtol=1e-6, atol=1e-9)
+
+        curvature = jax.hessian(lambda scale: end(scale * rates, weights))(1.0)
+        slope = jax.grad(lambda scale: end(scale * rates, weights))
+        np.testing.assert_allclose(curvature, (slope(1 + 1e-6) - slope(1 - 1e-6)) / 2e-6, rtol=1e-6)
+
+
 def test_reverse_mode_stores_keyframes_in_the_place_of_steps():
     width = 1000
 

@@ -4,7 +4,7 @@ The derivative of the last loss with respect to the learning rate, by reverse mo
 of a perceptron (64-64-10, batch 64, Adam) on the handwritten digits. Without keyframes, reverse
 mode keeps what every step needs for its derivative; with ``keyframe_every=k``, k = √T, it keeps the
 states of T / k keyframes and what the k steps of one segment need. Memory is the compiled program's
-temporary memory, as XLA reports it; times are medians of alternating runs, where the memory is there.
+temporary memory, as XLA reports it; times are medians of alternating runs, where it is there.
 
     python -m experiments.benchmarks.hypergradient
 """
