@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import subprocess
 import sys
+import textwrap
 
 import chex
 import equinox as eqx
@@ -599,9 +600,15 @@ def test_reverse_mode_stores_keyframes_in_the_place_of_steps():
 
 
 def test_no_tracer_leaks():
-    with jax.checking_leaks():
-        run = lambda lr: jaxfit.train(jnp.square, 1.0, optax.sgd(lr), 5, record_every=2)
-        jax.jit(jax.vmap(lambda lr: run(lr).state.params))(jnp.array([0.1, 0.2]))
+    # In a process of its own: it searches all objects of all modules after every trace.
+    code = """
+        import jax, jax.numpy as jnp, optax, jaxfit
+
+        with jax.checking_leaks():
+            run = lambda lr: jaxfit.train(jnp.square, 1.0, optax.sgd(lr), 5, record_every=2)
+            jax.jit(jax.vmap(lambda lr: run(lr).state.params))(jnp.array([0.1, 0.2]))
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
 
 
 def test_a_run_inside_shard_map_averages_its_shards(line):
