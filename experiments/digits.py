@@ -63,11 +63,15 @@ def needed(module: str, project: str) -> Any:
         ) from error
 
 
-def load(key: jax.Array) -> tuple[Any, Any]:
-    """Training and test images with their digits: x [n, 64], from 0 to 1, and y [n]."""
+def load() -> tuple[jax.Array, jax.Array]:
+    """scikit-learn's images and their digits: x [1797, 64], from 0 to 1, and y [1797]."""
     x, y = needed("sklearn.datasets", "scikit-learn").load_digits(return_X_y=True)
-    arrays = jnp.asarray(x / 16, jnp.float32), jnp.asarray(y, jnp.int32)
-    return jaxfit.data.train_test_split(arrays, 0.2, key)
+    return jnp.asarray(x / 16, jnp.float32), jnp.asarray(y, jnp.int32)
+
+
+def divided(key: jax.Array) -> tuple[Any, Any]:
+    """Training and test images with their digits, the latter a fifth of all."""
+    return jaxfit.data.train_test_split(load(), 0.2, key)
 
 
 def fit(
@@ -327,7 +331,7 @@ def main() -> None:
     def fit_all(arguments: argparse.Namespace) -> FuncAnimation | None:
         _command.between("steps", arguments.steps, 1, 2**31 - 1)
         split, rest = jax.random.split(jax.random.key(arguments.seed))
-        images = load(split)
+        images = divided(split)
         fits, excess = study(images, arguments.steps, rest)
         return draw(fits, excess, images, arguments.out, not arguments.no_animation)
 

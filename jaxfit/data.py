@@ -122,7 +122,7 @@ def standardize(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     constant = jnp.max(x, axis=0) == jnp.min(x, axis=0)
     # The mean of equal numbers can be rounded, and the deviation is then not quite zero.
     mean = jnp.where(constant, x[0], jnp.mean(x, axis=0))
-    deviation = jnp.where(constant, 1, jnp.std(x, axis=0))
+    deviation = jnp.sqrt(jnp.where(constant, 1, jnp.var(x, axis=0)))
     return (x - mean) / deviation, mean, deviation
 
 
@@ -283,9 +283,15 @@ def minibatches(
 
 def _step(step: jax.Array | int) -> jax.Array:
     """The number of a step, as 32 bits without a sign."""
-    if isinstance(step, int) and not 0 <= step < 2**31:
+    if isinstance(step, int | np.integer) and not 0 <= step < 2**31:
         raise ValueError(f"step is {step}, but steps are counted from 0 to 2**31 - 1.")
-    return jnp.asarray(step).astype(np.uint32)
+    number = jnp.asarray(step)
+    if number.ndim or not jnp.issubdtype(number.dtype, jnp.integer):
+        raise TypeError(
+            f"step is {number.dtype}{list(number.shape)}, but must be one integer: "
+            f"map over steps with jax.vmap."
+        )
+    return number.astype(np.uint32)
 
 
 def _position(step: jax.Array, batch_size: int, n: int) -> tuple[jax.Array, jax.Array]:

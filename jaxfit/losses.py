@@ -1,6 +1,6 @@
 """Losses: pure functions of (prediction, target) that return one number.
 
-All take weights per example; with an `objective` they come in as a third part of the batch.
+What is trained on takes weights per example; with an `objective` they are a third part of the batch.
 """
 
 from __future__ import annotations
@@ -142,6 +142,7 @@ def binary_cross_entropy(
     0.3466
     """
     _same_shape("binary_cross_entropy", logits, labels)
+    logits = jnp.asarray(logits)
     labels = jnp.asarray(labels, jnp.result_type(logits))
     return _mean(optax.losses.sigmoid_binary_cross_entropy(logits, labels), weights)
 
@@ -177,7 +178,8 @@ def l2(params: Any) -> jax.Array:
       ridge = lambda a, batch: objective(linear, mse)(a, batch) + 0.1 * l2(a)
 
     scikit-learn's ``Ridge(alpha)`` is λ = 2 alpha / n of that, and its ``LogisticRegression(C)`` is
-    `cross_entropy` with λ = 1 / (C n). To leave a part alone, an intercept say, give the rest.
+    `cross_entropy` with λ = 1 / (C n), or for two classes `binary_cross_entropy`. To leave a part
+    alone, an intercept say, give the rest.
 
     Args:
       params: a pytree; its floating and complex leaves count.

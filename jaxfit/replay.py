@@ -34,8 +34,7 @@ def replay(
     From the last keyframe at or before ``start`` the run is made again without recording, and from
     there on with it. The rows are those of the original to the last bit, if loss, optimizer and
     data are. A pure function, like `train`; under ``jax.vmap`` it replays many runs at once. Under
-    ``jax.jit`` a program serves all stretches of one length if ``start`` is traced, for which
-    there is `at`.
+    ``jax.jit``, every stretch is a program of its own; `at` has one for all steps.
 
     Args:
       loss: the loss of the run.

@@ -122,6 +122,12 @@ def test_a_constant_column_becomes_zero_and_stays_finite():
     np.testing.assert_array_equal(standardize(x[:1])[0], 0.0)
 
 
+def test_standardizing_has_a_derivative_where_a_column_is_constant_too():
+    x = jnp.array([[1.0, 5.0], [2.0, 5.0], [4.0, 5.0]])
+    slopes = jax.grad(lambda x: jnp.sum(standardize(x)[0] ** 3))(x)
+    assert jnp.isfinite(slopes).all() and jnp.abs(slopes[:, 0]).max() > 0.1
+
+
 def test_a_split_is_a_partition_that_takes_all_leaves_alike():
     arrays = {"x": np.arange(40.0).reshape(20, 2), "y": (jnp.arange(20), None)}
     train, test = train_test_split(arrays, 0.25, key)
@@ -508,11 +514,22 @@ def test_batches_that_cannot_be_are_refused(arrays, options, error, sentence):
 
 
 @in_every_mode
-@pytest.mark.parametrize("step", [-1, 2**31, 2**40])
-def test_steps_that_cannot_be_are_refused(step, options):
+@pytest.mark.parametrize(
+    ("step", "error", "sentence"),
+    [
+        (-1, ValueError, "step is -1, but steps are counted from 0 to"),
+        (2**31, ValueError, "step is 2147483648, but steps are counted from 0 to"),
+        (np.int32(-1), ValueError, "step is -1, but steps are counted from 0 to"),
+        (np.int64(2**40), ValueError, "step is 1099511627776, but steps are counted from 0 to"),
+        (2.7, TypeError, r"step is float32\[\], but must be one integer"),
+        (True, TypeError, r"step is bool\[\], but must be one integer"),
+        (jnp.arange(3), TypeError, r"step is int32\[3\], but must be one integer: map over"),
+    ],
+)
+def test_steps_that_cannot_be_are_refused(step, error, sentence, options):
     batches = minibatches(jnp.ones(5), 2, key, **options)
     for function in (batches, batches.indices, batches.epoch):
-        with pytest.raises(ValueError, match=rf"step is {step}, but steps are counted from 0 to"):
+        with pytest.raises(error, match=sentence):
             function(step)
 
 

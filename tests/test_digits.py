@@ -17,7 +17,7 @@ from jaxfit import plot
 
 @pytest.fixture(scope="module")
 def images():
-    return digits.load(jax.random.key(0))
+    return digits.divided(jax.random.key(0))
 
 
 @pytest.fixture

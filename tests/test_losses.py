@@ -354,6 +354,15 @@ def test_losses_keep_their_dtype(name, dtype):
     np.testing.assert_allclose(np.float64(results[0]), expected, 8 * jnp.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("form", [bool, np.int32, np.float32])
+def test_labels_for_each_class_take_the_dtype_of_the_logits(form):
+    logits, labels = problem("classes", np.float32)
+    one_hot = np.eye(CLASSES)[labels].astype(form)
+    with jax.numpy_dtype_promotion("strict"):
+        value = jax.jit(cross_entropy)(logits.astype(jnp.bfloat16), one_hot)
+    assert value.dtype == jnp.bfloat16
+
+
 # Penalties.
 
 

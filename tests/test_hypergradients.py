@@ -1,0 +1,174 @@
+"""The hypergradients are right, learning by them gains, and the study draws what it found."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxfit
+from experiments import __main__ as listing
+from experiments import hypergradients
+from experiments.hypergradients import clean, corrupt, final_loss, fit, inner, learn, loss, softmax
+from jaxfit.models import mlp_init
+
+key = jax.random.key(0)
+
+
+@pytest.fixture
+def study(monkeypatch, tmp_path, capsys):
+    """Run the study as from the command line; return what it printed."""
+
+    def run(*arguments):
+        options = ["--out", str(tmp_path / "out")]
+        monkeypatch.setattr("sys.argv", ["hypergradients", *options, *map(str, arguments)])
+        hypergradients.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def digits(monkeypatch):
+    """A few images that are like no digits, in float64, and small runs."""
+    monkeypatch.setattr(hypergradients, "SIZES", (64, 8, 10))
+    monkeypatch.setattr(hypergradients, "BATCH_SIZE", 16)
+    monkeypatch.setattr(hypergradients, "CLEANING_STEPS", 12)
+    with jax.enable_x64(True):
+        x, y = jax.random.split(key)
+        centres, y = jax.random.normal(x, (10, 64)), jnp.arange(90) % 10
+        yield centres[y] / 4 + jax.random.normal(key, (90, 64)) / 4, y
+
+
+def slope(function, values, index, width=1e-5):
+    """The central finite difference along one of the values."""
+    high, low = (function(values.at[index].add(by)) for by in (width, -width))
+    return (high - low) / (2 * width)
+
+
+@pytest.fixture
+def learned(digits):
+    keys = jax.random.split(key, 2)
+    return keys, learn(keys, digits, 12, 8)
+
+
+def test_hypergradients_of_the_schedule_are_those_of_finite_differences(digits, learned):
+    keys, outer = learned
+    point, grads = (
+        jax.tree.map(lambda leaf: leaf[5], outer.trajectory[name]) for name in ("params", "grads")
+    )
+    after = jax.jit(lambda free: final_loss(free, keys, digits))
+    for step in (0, 6, 11):
+        measured = slope(
+            lambda rates: after(point | {"log_rates": rates}), point["log_rates"], step
+        )
+        assert grads["log_rates"][step] == pytest.approx(float(measured), rel=1e-6, abs=0)
+    measured = slope(lambda m: after(point | {"logit_momentum": m}), point["logit_momentum"], ())
+    assert grads["logit_momentum"] == pytest.approx(float(measured), rel=1e-6, abs=0)
+
+
+def test_learning_lowers_the_loss_after_the_run(learned):
+    _, outer = learned
+    losses = outer.trajectory["loss"]
+    assert (jnp.diff(losses) < 0).all() and losses[-1] < 0.9 * losses[0]
+
+
+def test_the_first_rate_has_the_slope_of_two_gradients(digits):
+    # θ_1 = θ_0 - η g_0, so dL(θ_1) / dη = -⟨g_1, g_0⟩, whatever the momentum.
+    begin, order = jax.random.split(key)
+    start = mlp_init(begin, hypergradients.SIZES)
+    gradient = jax.grad(loss)(start, jaxfit.minibatches(digits, 16, order)(0))
+    end = jax.tree.map(lambda p, g: p - 0.3 * g, start, gradient)
+    products = jax.tree.map(jnp.vdot, jax.grad(loss)(end, digits), gradient)
+
+    def after(rate):
+        return loss(inner((rate[None], jnp.asarray(0.7)), key, digits).state.params, digits)
+
+    found = jax.jit(jax.grad(after))(jnp.asarray(0.3))
+    assert found == pytest.approx(-float(sum(jax.tree.leaves(products))), rel=1e-12, abs=0)
+
+
+def test_hypergradients_of_weights_are_those_of_finite_differences_and_lower_the_loss(digits):
+    found = jax.jit(clean, static_argnums=2)(digits, key, 8)
+    (x, y), _, validation, _ = corrupt(digits, key)
+    rows = found["outer"].trajectory
+    after = jax.jit(lambda z: softmax(fit(x, y, jax.nn.sigmoid(z)).state.params, validation))
+    for example in (0, 20, len(y) - 1):
+        measured = slope(after, rows["params"][5], example, 1e-4)
+        assert rows["grads"][5, example] == pytest.approx(float(measured), rel=1e-6, abs=0)
+    assert (jnp.diff(rows["loss"]) < 0).all()
+
+
+def test_two_fifths_of_the_labels_are_wrong_and_no_others(digits):
+    (x, y), wrong, validation, test = corrupt(digits, key)
+    truth = {image.tobytes(): label for image, label in zip(*map(np.asarray, digits), strict=True)}
+    labels = np.array([truth[image.tobytes()] for image in np.asarray(x)])
+    np.testing.assert_array_equal(labels != y, wrong)
+    assert (len(y), wrong.sum(), len(validation[1]), len(test[1])) == (50, 20, 10, 30)
+    for images, labels in (validation, test):
+        assert labels.tolist() == [truth[image.tobytes()] for image in np.asarray(images)]
+
+
+def test_the_study_finds_wrong_labels_and_draws_it(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(hypergradients, "RATES", np.array([0.2, 0.8]))
+    monkeypatch.setattr(hypergradients, "MOMENTA", (0.0, 0.9))
+    printed = study("--steps", 10, "--outer-steps", 10)
+    names = ["learned", "constant, no momentum", "constant", "linear decay"]
+    table = re.findall(r"(?m)^  (.{21}) ([\d.]+) +([\d.]+) +([\d.]+) \| +([\d.]+) ", printed)
+    assert [row[0].strip() for row in table] == names
+    assert [float(row[2]) for row in table[1:]] == [0.0, 0.9, 0.9]
+    caught = dict(re.findall(r"(?m)^ +([\d.]+) ± [\d.]+ % of the (\w+)", printed)[::-1])
+    wrong, right = (
+        float(part) for part, _ in re.findall(r"([\d.]+) ± [\d.]+ % of the (\w+)", printed)
+    )
+    assert wrong > 80 and right < 20, caught
+    accuracy = {
+        name.strip(): float(part)
+        for name, part in re.findall(r"(?m)^  (.{21}) +([\d.]+) ± [\d.]+ %$", printed)
+    }
+    assert len(accuracy) == 5
+    assert accuracy["noisy labels"] < accuracy["noisy, stopped early"]
+    assert accuracy["noisy, stopped early"] < accuracy["learned weights"]
+    assert accuracy["learned weights"] < accuracy["right labels only"]
+
+    pictures = list((tmp_path / "out").iterdir())
+    assert {path.stem for path in pictures} == {"schedule", "cleaning"}
+    for path in pictures:
+        with Image.open(path) as image:
+            assert image.format == "PNG" and min(image.size) > 400
+            assert len(image.convert("RGB").getcolors(10**6)) > 100
+        assert str(path) in printed
+
+
+REFUSED = {
+    "no steps": (("--steps", 0), "--steps is 0, but must be from 1 to 10000"),
+    "no outer steps": (("--outer-steps", 0), "--outer-steps is 0, but must be from 1 to 10000"),
+    "seed": (("--seed", 2**31), "--seed is 2147483648, but must be less than"),
+    "out": (("--out", __file__), "test_hypergradients.py cannot be written: File exists"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), REFUSED.values(), ids=REFUSED)
+def test_a_mistake_is_answered_by_one_sentence(study, capsys, arguments, sentence):
+    with pytest.raises(SystemExit) as refused:
+        study(*arguments)
+    assert refused.value.code == 2
+    said = capsys.readouterr().err
+    assert re.match(f"hypergradients: .*{sentence}", said)
+    assert said.count("\n") == 1 and said.endswith(".\n")
+
+
+def test_without_scikit_learn_the_study_says_what_to_install(study, monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
+    with pytest.raises(SystemExit) as refused:
+        study()
+    assert refused.value.code == 2
+    assert 'run pip install -e ".[test]" from a checkout.\n' in capsys.readouterr().err
+
+
+def test_the_study_is_listed_with_its_first_line(capsys):
+    listing.main()
+    (line,) = re.findall(r"(?m)^  experiments\.hypergradients +(.*)$", capsys.readouterr().out)
+    assert line == hypergradients.__doc__.splitlines()[0]
