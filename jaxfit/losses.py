@@ -1,6 +1,6 @@
 """Losses: pure functions of (prediction, target) that return one number.
 
-What is trained on takes weights per example; with an `objective` they are a third part of the batch.
+Those to train on take weights per example; with an `objective` they are a third part of the batch.
 """
 
 from __future__ import annotations
