@@ -216,7 +216,7 @@ def _state_at(
 ) -> State:
     """The state before a step, made again from the last keyframe at or before it."""
     frames, known = _frames(run), run.known_steps
-    if known is None or isinstance(step, jax.core.Tracer):
+    if known is None or len(known) != len(frames.step) or isinstance(step, jax.core.Tracer):
         index = jnp.maximum(jnp.searchsorted(frames.step, step, side="right") - 1, 0)
         state = _row(frames, index)
     else:

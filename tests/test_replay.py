@@ -1,5 +1,6 @@
 """A replayed stretch is the original, bit for bit; a fork keeps what it should."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -150,6 +151,15 @@ def test_recorded_states_are_keyframes(line):
     run = jaxfit.train(loss, guess, adam, 30, data=line, record=record.state, record_every=10)
     part = jaxfit.replay(loss, run, adam, 13, 17, data=line)
     assert_same_bits(part.trajectory, rows(whole.trajectory, 13, 17))
+
+
+def test_keyframes_that_were_thinned_out_are_found_by_their_steps(line):
+    run = jaxfit.train(loss, guess, adam, 30, data=line, keyframe_every=5)
+    few = dataclasses.replace(run, keyframes=jax.tree.map(lambda leaf: leaf[1::3], run.keyframes))
+    part = jaxfit.replay(loss, few, adam, 13, 17, data=line)
+    assert_same_bits(part.trajectory, rows(run.trajectory, 13, 17))
+    with pytest.raises(ValueError, match="goes from step 5 to 30"):
+        jaxfit.replay(loss, few, adam, 3, 4, data=line)
 
 
 @pytest.mark.parametrize("step", [0, 7, 12, 30])
