@@ -48,14 +48,9 @@ def slope(function, values, index, width=1e-5):
     return (high - low) / (2 * width)
 
 
-@pytest.fixture
-def learned(digits):
+def test_hypergradients_of_a_schedule_are_those_of_finite_differences_and_lower_the_loss(digits):
     keys = jax.random.split(key, 2)
-    return keys, learn(keys, digits, 12, 8)
-
-
-def test_hypergradients_of_the_schedule_are_those_of_finite_differences(digits, learned):
-    keys, outer = learned
+    outer = learn(keys, digits, 12, 8)
     point, grads = (
         jax.tree.map(lambda leaf: leaf[5], outer.trajectory[name]) for name in ("params", "grads")
     )
@@ -67,10 +62,6 @@ def test_hypergradients_of_the_schedule_are_those_of_finite_differences(digits, 
         assert grads["log_rates"][step] == pytest.approx(float(measured), rel=1e-6, abs=0)
     measured = slope(lambda m: after(point | {"logit_momentum": m}), point["logit_momentum"], ())
     assert grads["logit_momentum"] == pytest.approx(float(measured), rel=1e-6, abs=0)
-
-
-def test_learning_lowers_the_loss_after_the_run(learned):
-    _, outer = learned
     losses = outer.trajectory["loss"]
     assert (jnp.diff(losses) < 0).all() and losses[-1] < 0.9 * losses[0]
 
