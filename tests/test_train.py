@@ -57,7 +57,7 @@ PROBLEMS = {
 }
 
 
-# The perceptron takes a second to compile, and lbfgs three, so that a few of their pairs have to do.
+# The perceptron takes a second to compile, and lbfgs three, so that fewer pairs have to do.
 PAIRS = [
     (problem, optimizer)
     for problem in PROBLEMS
