@@ -220,6 +220,14 @@ def update(before: Any, after: Any, trained: Any, updates: Any) -> None:
         )
 
 
+def kind(name: str, value: Any, expected: type, example: str) -> None:
+    """A value of ours."""
+    if not isinstance(value, expected):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}, but must be a {expected.__name__}: give {example}."
+        )
+
+
 def stretch(start: Any, stop: Any, frames: Any, end: Any) -> None:
     """Two steps of a run, in their order, as far as its keyframes and its end are known."""
     for name, step in (("start", start), ("stop", stop)):

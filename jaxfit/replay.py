@@ -149,7 +149,7 @@ def fork(state: State, optimizer: Any, *, carry: bool = False) -> State:
       A `State` for ``train(loss, fork(state, optimizer), optimizer, …)``.
 
     Raises:
-      TypeError: if the optimizer is not one.
+      TypeError: if the state or the optimizer is not one.
 
     >>> import jax.numpy as jnp, optax, jaxfit
     >>> loss = lambda a: jnp.sum((a - 1.0) ** 4)
@@ -159,6 +159,7 @@ def fork(state: State, optimizer: Any, *, carry: bool = False) -> State:
     >>> jaxfit.train(loss, end, slower, 100).steps[0], int(end.opt_state[0].count)
     (Array(100, dtype=int32), 100)
     """
+    _check.kind("state", state, State, "run.state, or replay(…, step, step).state")
     fresh = init(state.params, optimizer)
     opt_state = _carried(state, fresh) if carry else fresh.opt_state
     return State(state.step, fresh.params, opt_state)
@@ -200,6 +201,7 @@ def _carried(state: State, fresh: State) -> Any:
 
 def _frames(run: Run) -> State:
     """The states of a run that a replay can start from, stacked."""
+    _check.kind("run", run, Run, "what train returned")
     frames = run.keyframes
     if frames is None and isinstance(run.trajectory, State):
         frames = run.trajectory

@@ -249,6 +249,8 @@ def test_what_cannot_be_replayed_is_refused(line):
             ValueError,
             "the loss cannot be computed from the parameters of the run and this data .*: replay",
         ),
+        (lambda: replay(1, 4, run=run.state), TypeError, "run is a State, but must be a Run: give"),
+        (lambda: jaxfit.fork(run, adam), TypeError, "state is a Run, but .*: give run.state, or"),
         (
             lambda: jaxfit.at(loss, run, adam, 30, data=line),
             ValueError,
