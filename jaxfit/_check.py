@@ -224,7 +224,8 @@ def kind(name: str, value: Any, expected: type, example: str) -> None:
     """A value of ours."""
     if not isinstance(value, expected):
         raise TypeError(
-            f"{name} is a {type(value).__name__}, but must be a {expected.__name__}: give {example}."
+            f"{name} is a {type(value).__name__}, but must be a {expected.__name__}: "
+            f"give {example}."
         )
 
 
