@@ -43,6 +43,8 @@ def run(parser: argparse.ArgumentParser, study: Callable[[argparse.Namespace], A
         # matplotlib wants an animation to be held while it is shown.
         _held = study(arguments)
     except OSError as error:
+        if error.filename is None:  # a pipe that was closed, say
+            raise
         parser.exit(2, f"{name}: {error.filename} cannot be written: {error.strerror}.\n")
     except (ImportError, ValueError) as error:
         parser.exit(2, f"{name}: {error}\n")
