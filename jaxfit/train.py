@@ -169,7 +169,8 @@ def train(
         not kept cost neither the recorder's time nor memory.
       keyframe_every: keep the whole `State` at the first step and every so many steps after it,
         a multiple of ``record_every``. Reverse-mode differentiation then stores these states and
-        recomputes the steps between them: memory for T/k + k steps in the place of T.
+        recomputes the steps between them: memory for T/k + k steps in the place of T. One that
+        does not divide ``num_steps`` is compiled twice.
 
     Returns:
       A `Run`. Row t holds what belongs to the parameters before update t, so ``run.state`` is
