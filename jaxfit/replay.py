@@ -73,8 +73,7 @@ def replay(
     Array(True, dtype=bool)
     """
     _check.stretch(start, stop, _frames(run).step, run.state.step)
-    if record_every != 1:
-        record_every = _check.count("record_every", record_every)
+    record_every = _check.count("record_every", record_every)
     state = _state_at(loss, run, optimizer, start, data, has_aux)
     more = lambda state: train(
         loss,

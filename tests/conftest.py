@@ -21,3 +21,16 @@ def _close_figures():
 def line():
     """x [100, 2] and y [100] of the lesson."""
     return jaxfit.data.line(jax.random.key(0))
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capsys):
+    """Run a study as from the command line, its pictures in "out"; return what it printed."""
+
+    def run(module, *arguments):
+        options = ["--out", tmp_path / "out", *arguments]
+        monkeypatch.setattr("sys.argv", [module.__name__, *map(str, options)])
+        module.main()
+        return capsys.readouterr().out
+
+    return run

@@ -1,5 +1,6 @@
 """The study of digits reaches what it promises, and its convolution is a convolution."""
 
+import functools
 import re
 import sys
 
@@ -21,16 +22,8 @@ def images():
 
 
 @pytest.fixture
-def study(monkeypatch, tmp_path, capsys):
-    """Run the study as from the command line; return what it printed."""
-
-    def run(*arguments):
-        options = ["--no-animation", "--out", str(tmp_path / "out")]
-        monkeypatch.setattr("sys.argv", ["digits", *options, *map(str, arguments)])
-        digits.main()
-        return capsys.readouterr().out
-
-    return run
+def study(command):
+    return functools.partial(command, digits, "--no-animation")
 
 
 def test_the_study_keeps_its_promises_and_writes_its_pictures(study, tmp_path):

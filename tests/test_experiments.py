@@ -1,5 +1,6 @@
 """The study on linear regression prints the numbers it should, and refuses with one sentence."""
 
+import functools
 import pathlib
 import re
 
@@ -17,16 +18,8 @@ NUMBER = r"\s+(-?[\d.]+(?:e[+-]\d+)?)"
 
 
 @pytest.fixture
-def study(monkeypatch, tmp_path, capsys):
-    """Run the study as from the command line; return what it printed."""
-
-    def run(*arguments):
-        options = ["--no-animation", "--out", str(tmp_path / "out")]
-        monkeypatch.setattr("sys.argv", ["linear_regression", *map(str, arguments), *options])
-        linear_regression.main()
-        return capsys.readouterr().out
-
-    return run
+def study(command):
+    return functools.partial(command, linear_regression, "--no-animation")
 
 
 def numbers(pattern, text):

@@ -1,5 +1,6 @@
 """The study on forks measures what it says, and its controls are the run itself."""
 
+import functools
 import re
 import sys
 
@@ -26,17 +27,10 @@ def images():
 
 
 @pytest.fixture
-def study(monkeypatch, tmp_path, capsys):
-    """Run the study in short as from the command line; return what it printed."""
-
-    def run(*arguments):
-        options = ["--steps", 100, "--out", tmp_path / "out", *arguments]
-        monkeypatch.setattr("sys.argv", ["forks", *map(str, options)])
-        monkeypatch.setattr(forks, "SEEDS", 2)
-        forks.main()
-        return capsys.readouterr().out
-
-    return run
+def study(command, monkeypatch):
+    """The study in short."""
+    monkeypatch.setattr(forks, "SEEDS", 2)
+    return functools.partial(command, forks, "--steps", 100)
 
 
 def test_the_control_is_the_run_bit_for_bit_and_another_order_is_not(images):

@@ -1,5 +1,6 @@
 """The hypergradients are right, learning by them gains, and the study draws what it found."""
 
+import functools
 import re
 import sys
 
@@ -37,16 +38,8 @@ def _less_optimized():
 
 
 @pytest.fixture
-def study(monkeypatch, tmp_path, capsys):
-    """Run the study as from the command line; return what it printed."""
-
-    def run(*arguments):
-        options = ["--out", str(tmp_path / "out")]
-        monkeypatch.setattr("sys.argv", ["hypergradients", *options, *map(str, arguments)])
-        hypergradients.main()
-        return capsys.readouterr().out
-
-    return run
+def study(command):
+    return functools.partial(command, hypergradients)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The study on minibatch SGD: its theory is exact, and its runs agree with it."""
 
 import dataclasses
+import functools
 import itertools
 import re
 
@@ -17,16 +18,8 @@ key = jax.random.key(0)
 
 
 @pytest.fixture
-def study(monkeypatch, tmp_path, capsys):
-    """Run the study as from the command line; return what it printed."""
-
-    def run(*arguments):
-        options = ["--out", str(tmp_path / "out")]
-        monkeypatch.setattr("sys.argv", ["minibatch_sgd", *options, *map(str, arguments)])
-        minibatch_sgd.main()
-        return capsys.readouterr().out
-
-    return run
+def study(command):
+    return functools.partial(command, minibatch_sgd)
 
 
 @pytest.mark.parametrize("make", [lesson, additive])
