@@ -3,12 +3,14 @@
 from jaxfit import data, losses, models, record
 from jaxfit.data import minibatches
 from jaxfit.replay import at, fork, replay
+from jaxfit.sweep import Sweep, sweep
 from jaxfit.train import Run, State, Step, init, train
 
 __all__ = [
     "Run",
     "State",
     "Step",
+    "Sweep",
     "at",
     "data",
     "fork",
@@ -18,5 +20,6 @@ __all__ = [
     "models",
     "record",
     "replay",
+    "sweep",
     "train",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -76,14 +76,9 @@ def examples(name: str, arrays: Any, otherwise: str = "") -> tuple[Any, int]:
     return jax.tree.map(jnp.asarray, arrays), lengths.pop()[0]
 
 
-def is_typed_key(key: Any) -> bool:
-    """Whether this is one of JAX's new PRNG keys, or an array of them."""
-    return isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-
-
 def key(key: Any, otherwise: str = "") -> None:
     """One PRNG key, of either style."""
-    typed = is_typed_key(key)
+    typed = _tree.is_key(key)
     old = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.ndim > 0
     if not typed and not old:
         raise TypeError(
@@ -144,23 +139,22 @@ def value(objective: Callable, iterate: Any, step: Any, has_aux: bool) -> None:
     is_pair = isinstance(out, tuple) and len(out) == 2
     if has_aux and not is_pair:
         raise TypeError(
-            f"has_aux=True was given, but the loss returned {_shapes(out)}: "
+            f"has_aux=True was given, but the loss returned {shapes(out)}: "
             f"return the pair (loss, aux), or leave has_aux out."
         )
     if is_pair and not has_aux:
         raise TypeError(
-            f"the loss returned the pair {_shapes(out)}, but one scalar was expected: "
+            f"the loss returned the pair {shapes(out)}, but one scalar was expected: "
             f"give has_aux=True if it returns (loss, aux)."
         )
     value = out[0] if has_aux else out
     if not isinstance(value, jax.ShapeDtypeStruct) or value.shape:
         raise ValueError(
-            f"the loss returned {_shapes(value)}, but one scalar was expected: "
-            f"take its mean or sum."
+            f"the loss returned {shapes(value)}, but one scalar was expected: take its mean or sum."
         )
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(
-            f"the loss returned {_shapes(value)}, but a real floating number was expected: "
+            f"the loss returned {shapes(value)}, but a real floating number was expected: "
             f"convert it, or take its real part."
         )
     if not _depends(jaxpr.jaxpr, len(jax.tree.leaves(iterate))):
@@ -212,10 +206,9 @@ def update(before: Any, after: Any, trained: Any, updates: Any) -> None:
             f"loop needs it to stay: let its init return what its update does, and record with "
             f"record=… what optax.monitor would."
         )
-    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-    if shapes(trained) != shapes(updates):
+    if jax.tree.map(jnp.shape, trained) != jax.tree.map(jnp.shape, updates):
         raise ValueError(
-            f"the optimizer returned {_shapes(updates)} as updates of {_shapes(trained)}, but both "
+            f"the optimizer returned {shapes(updates)} as updates of {shapes(trained)}, but both "
             f"must have one structure and the same shapes: return what is to be added."
         )
 
@@ -267,6 +260,120 @@ def replayable(loss: Callable, params: Any, data: Any, step: jax.Array) -> None:
         ) from error
 
 
+def sweep(fn: Any, axes: Any) -> None:
+    """Axes of a sweep, and a function that takes an item of each as a keyword."""
+    if not isinstance(axes, Mapping) or not axes:
+        raise TypeError(
+            f"axes is {_show(axes)}, but must be a dict of one axis or more by name: "
+            f'give {{"lr": jnp.logspace(-3, 0, 32)}}, say.'
+        )
+    for name, axis in axes.items():
+        _axis(name, axis)
+    if not callable(fn):
+        raise TypeError(f"fn is {_show(fn)}, but must be a function of {', '.join(axes)}.")
+    with contextlib.suppress(ValueError):  # nobody can tell what some builtins take
+        signature = inspect.signature(fn)
+        try:
+            signature.bind(**axes)
+        except TypeError as error:
+            raise TypeError(
+                f"fn takes {signature}, but is called with one keyword for each axis, "
+                f"{', '.join(axes)} ({error}): name the axes as its arguments."
+            ) from None
+
+
+def _axis(name: Any, axis: Any) -> None:
+    """One axis: Python objects in a dict or a list, or arrays with a leading axis."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(axis)):
+        raise TypeError(
+            f"axis {name!r} is traced, but a sweep is driven from Python and compiles for itself: "
+            f"call it outside of jit, vmap and grad."
+        )
+    if is_outside(axis):
+        if not len(axis):
+            raise ValueError(f"axis {name!r} is empty, but needs one item or more.")
+        labels = [str(label) for label in axis]
+        if repeated := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ValueError(
+                f"axis {name!r} has the label {repeated[0]!r} more than once, but labels tell runs "
+                f"apart: give a dict with a label for each."
+            )
+        return
+    leaves = jax.tree.leaves(axis)
+    for leaf in leaves:
+        if not hasattr(leaf, "dtype") or not _tree.is_array(leaf):
+            raise TypeError(
+                f"axis {name!r} is {_show(axis)}, but must be an array of numbers or PRNG keys, a "
+                f"pytree of such arrays, or Python objects in a dict or a list: "
+                f"convert numbers with jnp.asarray, and put anything else in a dict."
+            )
+    lengths = {jnp.shape(leaf)[:1] for leaf in leaves}
+    if len(lengths) != 1 or lengths & {(), (0,)}:
+        given = " and ".join(str(jnp.shape(leaf)) for leaf in leaves) or "none"
+        raise ValueError(
+            f"axis {name!r} has arrays of shape {given}, but they must share one leading axis, of "
+            f"one item or more: give arrays [items, …], or a list to compile for each by itself."
+        )
+
+
+def is_outside(axis: Any) -> bool:
+    """Whether an axis of a sweep holds Python objects, for one program each."""
+    if isinstance(axis, Mapping):
+        leaves = jax.tree.leaves(axis)
+        return not leaves or not all(
+            hasattr(leaf, "dtype") and _tree.is_array(leaf) for leaf in leaves
+        )
+    return isinstance(axis, list)
+
+
+def devices(devices: Any) -> list[jax.Device]:
+    """One device or more, in a sequence."""
+    listed = list(devices) if isinstance(devices, Iterable) else []
+    if not listed or not all(isinstance(one, jax.Device) for one in listed):
+        raise TypeError(
+            f"devices is {_show(devices)}, but must be one device or more in a list: "
+            f"give jax.devices()[:1], say."
+        )
+    return listed
+
+
+def results(labels: list[dict[str, str]], results: list[Any]) -> None:
+    """A function returns the same shapes for all Python objects, and something at all."""
+    for label, result in zip(labels, results, strict=True):
+        if found := difference(results[0], result):
+            raise ValueError(
+                f"fn returns one shape for {labels[0]} and another for {label} ({found}), but the "
+                f"runs of a sweep are put in one array: return less, such as the losses alone, or "
+                f"sweep them one by one."
+            )
+    if not jax.tree.leaves(results[0]):
+        raise ValueError(
+            f"fn returned {shapes(results[0])}, but a sweep needs at least one array: "
+            f"return what to keep."
+        )
+
+
+def memory(runs: int, size: int, available: int | None) -> None:
+    """The result of so many runs of so many bytes fits into the host's memory."""
+    if available is not None and runs * size > available:
+        raise ValueError(
+            f"the result would take {runs * size / 1e9:,.1f} GB ({runs:,} runs of {size:,} bytes), "
+            f"but the host has {available / 1e9:,.1f} GB: return the losses alone, or the end of "
+            f"the run, or record fewer rows with record_every."
+        )
+
+
+def scores(scores: Any, shape: tuple[int, ...]) -> None:
+    """One real number per run, of which one is not NaN."""
+    if not hasattr(scores, "dtype") or np.shape(scores) != shape or np.iscomplexobj(scores):
+        raise ValueError(
+            f"by gives {shapes(scores)}, but the best run is that of the lowest number, of shape "
+            f"{list(shape)}: give by=lambda values: … with one number per run."
+        )
+    if np.isnan(scores).all():
+        raise ValueError("all runs score NaN, so none is best: score something that is a number.")
+
+
 def recorded(row: Any) -> Any:
     """What a recorder returned is something."""
     if not jax.tree.leaves(row):
@@ -281,7 +388,7 @@ def difference(expected: Any, given: Any) -> str | None:
     """The first place where two trees of arrays differ in structure, shape or dtype."""
     structure: Callable[[Any], Any] = jax.tree.structure
     if structure(expected) != structure(given):
-        return f"{_shapes(given)} in the place of {_shapes(expected)}"
+        return f"{shapes(given)} in the place of {shapes(expected)}"
     for (path, one), other in zip(
         jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(given), strict=True
     ):
@@ -335,7 +442,7 @@ def _short(leaf: Any) -> str:
     return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
 
 
-def _shapes(tree: Any) -> str:
+def shapes(tree: Any) -> str:
     """A tree with float32[3, 2] in the place of arrays, shortened."""
     text = str(
         jax.tree.map(lambda leaf: _Text(_short(leaf)) if hasattr(leaf, "dtype") else leaf, tree)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -14,6 +15,11 @@ def is_array(leaf: Any) -> bool:
     if isinstance(leaf, np.ndarray | np.generic):
         return leaf.dtype.kind not in "OSUMm"  # objects, text, dates
     return isinstance(leaf, jax.Array | bool | int | float | complex)
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is one of JAX's new PRNG keys, or an array of them."""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def is_trainable(leaf: Any) -> bool:
@@ -87,4 +93,34 @@ def unpack(tree: Any) -> Any:
         lambda leaf: leaf.value if isinstance(leaf, _Opaque) else leaf,
         tree,
         is_leaf=lambda leaf: isinstance(leaf, _Opaque),
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Keys:
+    """The numbers of PRNG keys, which unlike the keys themselves can be NumPy arrays."""
+
+    data: Any
+    kind: Any = dataclasses.field(metadata={"static": True})
+
+
+def without_keys(tree: Any) -> Any:
+    """Put the numbers of PRNG keys in their place."""
+    return jax.tree.map(
+        lambda leaf: (
+            _Keys(jax.random.key_data(leaf), jax.random.key_impl(leaf)) if is_key(leaf) else leaf
+        ),
+        tree,
+    )
+
+
+def with_keys(tree: Any) -> Any:
+    """Undo `without_keys`."""
+    return jax.tree.map(
+        lambda leaf: (
+            jax.random.wrap_key_data(leaf.data, impl=leaf.kind) if isinstance(leaf, _Keys) else leaf
+        ),
+        tree,
+        is_leaf=lambda leaf: isinstance(leaf, _Keys),
     )

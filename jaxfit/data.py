@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxfit import _check
+from jaxfit import _check, _tree
 
 __all__ = [
     "Minibatches",
@@ -322,7 +322,7 @@ def _shuffled(
     The swap-or-not shuffle: in every round a place and its mirror image, both from a pivot that
     belongs to the round, change places or do not, by a bit of a hash that both share.
     """
-    words = jax.random.key_data(key) if _check.is_typed_key(key) else jnp.asarray(key)
+    words = jax.random.key_data(key) if _tree.is_key(key) else jnp.asarray(key)
     seeds = jnp.stack([epoch, epoch + np.uint32(1)])
     for word in words:
         seeds = _mixed(seeds ^ word)
