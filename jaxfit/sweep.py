@@ -142,7 +142,10 @@ class Sweep:
             ) from error
         dimensions = list(self.axes)
         steps, rows = _rows(self.values, len(dimensions))
-        variables, coordinates = {}, {name: _labels(axis) for name, axis in self.axes.items()}
+        variables, coordinates = (
+            {},
+            {name: np.asarray(_labels(axis)) for name, axis in self.axes.items()},
+        )
         row = "row" if steps is None else "step"
         for path, leaf in _arrays(self.values):
             name = _name(path) or "value"
@@ -209,7 +212,8 @@ def sweep(
       Programs are kept as ``jax.jit`` keeps them: another call with the same function object, the
       same Python objects and the same shapes compiles nothing; ``jax.clear_caches`` frees what
       they hold. Ctrl-C raises KeyboardInterrupt at once, unless XLA is compiling, and starts
-      nothing more; what has been started, at most two tiles on each device, runs out unheard.
+      nothing more; what has been started, at most two tiles on each device, XLA cannot stop: it
+      runs out unheard, and Python waits for it before it exits.
 
       A sweep of N runs, each with a result of b bytes and a time alone of t seconds, takes N·b
       bytes of the memory of each host, four tiles of results of each device's, and N·t/(s·D)
@@ -274,7 +278,7 @@ def sweep(
         def store() -> None:
             row, start, tiles = started.popleft()
             for offset, tile in _arrived(tiles):
-                runs = range(number)[start + offset : start + offset + batch_size]
+                runs = range(number)[start + offset :][: len(tile[0])]
                 for whole, part in zip(values, tile, strict=True):
                     whole[row, runs.start : runs.stop] = part[: len(runs)]
                 bar.update(len(runs))

@@ -1,0 +1,540 @@
+"""A sweep is a labelled product of runs, each of them the run alone; and it goes out of the way."""
+
+import hashlib
+import itertools
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxfit
+from jaxfit import sweep as sweep_function
+from jaxfit.sweep import Sweep, _batch_size, _tiles, sweep
+from tests.common import assert_close, assert_same_bits, guess, loss, perceptron
+
+OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam, "lbfgs": optax.lbfgs}
+RATES = np.array([0.01, 0.1, 0.3, 1.0, 0.03], np.float32)
+KEYS = jax.random.split(jax.random.key(5), 3)
+AXES = {"optimizer": OPTIMIZERS, "lr": RATES, "key": KEYS}
+
+
+def on_the_line(line, steps=20):
+    def fn(optimizer, lr, key):
+        start = guess + 0.1 * jax.random.normal(key, (2,))
+        return jaxfit.train(loss, start, optimizer(lr), steps, data=line).trajectory
+
+    return fn
+
+
+def on_minibatches(steps=20):
+    x = jax.random.normal(jax.random.key(1), (64, 8))
+    y = jax.random.randint(jax.random.key(2), (64,), 0, 3)
+    loss, params, _ = perceptron()
+
+    def fn(optimizer, lr, key):
+        batches = jaxfit.minibatches((x, y), 16, key)
+        return jaxfit.train(loss, params, optimizer(lr), steps, data=batches).trajectory
+
+    return fn
+
+
+@pytest.fixture(scope="module", params=["line", "minibatches"])
+def problem(request, line):
+    """A function to sweep, and what a sweep of it by one run at a time and by four give."""
+    fn = on_the_line(line) if request.param == "line" else on_minibatches()
+    return fn, sweep(fn, AXES, batch_size=1), sweep(fn, AXES, batch_size=4)
+
+
+# What a member is
+
+
+def test_a_member_is_the_run_alone_bit_for_bit_with_a_batch_size_of_one(problem):
+    fn, alone, _ = problem
+    for name, optimizer in OPTIMIZERS.items():
+        solo = jax.jit(lambda lr, key, optimizer=optimizer: fn(optimizer, lr, key))
+        for lr, (i, key) in itertools.product(RATES, enumerate(KEYS)):
+            assert_same_bits(
+                alone.sel(optimizer=name, lr=lr, key=i).values,
+                jax.tree.map(np.asarray, solo(lr, key)),
+            )
+
+
+def test_a_member_of_a_batch_is_the_run_alone_to_rounding(problem):
+    _, alone, batched = problem
+    for name, steps in ("sgd", 20), ("adam", 20), ("lbfgs", 3):  # line searches amplify rounding
+        early = lambda sweep, name=name, steps=steps: jax.tree.map(
+            lambda leaf: leaf[:, :, :steps], sweep.sel(optimizer=name).values
+        )
+        assert_close(early(alone), early(batched), rtol=1e-3, atol=1e-4)
+
+
+def test_what_becomes_of_one_run_changes_no_bit_of_the_others(problem):
+    fn, _, batched = problem
+    rates = RATES.copy()
+    rates[[2, 4]] = 1e38, np.nan
+    with_bad = sweep(fn, {**AXES, "lr": rates}, batch_size=4)
+    bad = np.isnan(with_bad.values["loss"]).any(axis=-1)
+    assert bad[:, 4].all() and bad[0, 2].all()
+    others = lambda sweep: jax.tree.map(lambda leaf: np.delete(leaf, [2, 4], 1), sweep.values)
+    assert_same_bits(others(with_bad), others(batched))
+
+
+def test_the_number_of_devices_changes_no_bit(problem):
+    fn, _, batched = problem
+    assert len(jax.devices()) == 2
+    one = sweep(fn, AXES, batch_size=4, devices=jax.devices()[:1])
+    assert_same_bits(one.values, batched.values)
+
+
+# Eight devices, and two processes
+
+ELSEWHERE = """
+import hashlib
+import sys
+import jax
+import numpy as np
+if len(sys.argv) > 2:
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
+from tests.test_sweep import AXES, on_minibatches
+from jaxfit import sweep
+expected = int(sys.argv[1])
+assert len(jax.devices()) == expected, jax.devices()
+axes = {**AXES, "optimizer": {"adam": AXES["optimizer"]["adam"]}}
+results = [sweep(on_minibatches(), axes, batch_size=4)]
+if len(sys.argv) == 2:
+    results.append(sweep(on_minibatches(), axes, batch_size=4, devices=jax.devices()[:3]))
+for result in results:
+    for leaf in jax.tree.leaves(result.values):
+        print(hashlib.sha256(np.ascontiguousarray(leaf)).hexdigest())
+"""
+
+
+def process(code, *arguments, **environment):
+    """Start Python with some code and arguments."""
+    root = pathlib.Path(__file__).parent.parent
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def hashes(said):
+    return re.findall("[0-9a-f]{64}", said)
+
+
+@pytest.fixture(scope="module")
+def adam():
+    """The bits that a sweep on one device of this process makes."""
+    axes = {**AXES, "optimizer": {"adam": optax.adam}}
+    result = sweep(on_minibatches(), axes, batch_size=4, devices=jax.devices()[:1])
+    leaves = map(np.ascontiguousarray, jax.tree.leaves(result.values))
+    return [hashlib.sha256(leaf).hexdigest() for leaf in leaves]
+
+
+def test_eight_devices_make_the_bits_of_one(adam):
+    flags = "--xla_force_host_platform_device_count=8"
+    with process(ELSEWHERE, 8, XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} {flags}") as running:
+        said, complaint = running.communicate(timeout=300)
+    assert running.returncode == 0, complaint
+    assert hashes(said) == [*adam, *adam]
+
+
+def test_two_processes_make_the_bits_of_one_and_both_have_them_all(adam):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with process(ELSEWHERE, 4, address, 0) as one, process(ELSEWHERE, 4, address, 1) as other:
+        for running in one, other:
+            said, complaint = running.communicate(timeout=300)
+            assert running.returncode == 0, complaint
+            assert hashes(said) == adam
+
+
+# The product and its labels
+
+
+def test_the_module_and_the_function_have_one_name():
+    assert sweep_function is sweep is jaxfit.sweep and jaxfit.Sweep is Sweep
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    outside=st.integers(0, 2),
+    batch_size=st.integers(1, 7) | st.none(),
+    order=st.randoms(use_true_random=False),
+)
+def test_every_point_of_the_product_is_run_once_and_in_its_place(
+    lengths, outside, batch_size, order
+):
+    axes = {f"a{i}": np.arange(length) * 10**i for i, length in enumerate(lengths)}
+    axes |= {f"b{i}": {"x": 1000 * 10**i, "y": 2000 * 10**i} for i in range(outside)}
+    axes = dict(order.sample(list(axes.items()), len(axes)))
+    result = sweep(lambda **point: sum(point.values()), axes, batch_size=batch_size)
+    items = [axis.values() if isinstance(axis, dict) else axis for axis in axes.values()]
+    expected = np.array([sum(point) for point in itertools.product(*items)])
+    assert list(result.axes) == list(axes)
+    np.testing.assert_array_equal(result.values, expected.reshape([len(axis) for axis in items]))
+
+
+def test_a_zipped_axis_gives_its_arrays_together_and_a_list_its_items_alone():
+    axes = {
+        "point": {"a": np.arange(3), "b": np.array([[1, 2], [3, 4], [5, 6]])},
+        "width": [2, 3],
+        "key": KEYS,
+        "pair": (jnp.arange(2.0), KEYS[:2]),
+    }
+
+    def fn(point, width, key, pair):
+        assert isinstance(width, int) and point["b"].shape == (2,) and key.shape == ()
+        number, other = pair
+        return (
+            point["a"] + point["b"] @ jnp.array([10, 100]) + 1000 * jnp.ones(width).sum() + number,
+            jax.random.uniform(key) + jax.random.uniform(other),
+        )
+
+    result = sweep(fn, axes, batch_size=4)
+    drawn = np.asarray(jax.vmap(jax.random.uniform)(KEYS))
+    assert result.values[0].shape == (3, 2, 3, 2)
+    assert result.values[0][2, 1, 0, 1] == 2 + 650 + 3000 + 1
+    np.testing.assert_allclose(result.values[1][0, 0], drawn[:, None] + drawn[None, :2], rtol=1e-6)
+    assert result.axes["width"] == ("2", "3")
+    assert_same_bits(result.axes["key"], KEYS)
+    assert result.sel(width=3, key=1, point=2, pair=0).values[0] == 3652
+    assert (
+        repr(result.sel(key=0))
+        == "Sweep({point: 3 {'a': int32[3], 'b': int32[3, 2]}, width: 2 (2, 3), "
+        "pair: 2 (float32[2], key<fry>[2])}, (float32[3, 2, 2], float32[3, 2, 2]))"
+    )
+
+
+def test_axes_of_python_objects_alone_are_run_too():
+    result = sweep(lambda a, b: jnp.float32(a * b), {"a": [2, 3], "b": {"five": 5.0, "six": 6.0}})
+    np.testing.assert_array_equal(result.values, [[10, 12], [15, 18]])
+    assert result.sel(a=3, b="six").values == 18
+
+
+def test_results_may_hold_keys_functions_and_dtypes_of_all_kinds():
+    def fn(key, scale):
+        return {"key": key, "act": jax.nn.relu, "half": jnp.bfloat16(scale), "yes": scale > 1}
+
+    result = sweep(fn, {"key": KEYS, "scale": jnp.arange(3.0)}, batch_size=2)
+    assert result.values["act"] is jax.nn.relu
+    assert_same_bits(result.values["key"], jnp.repeat(KEYS[:, None], 3, axis=1))
+    assert result.values["half"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(result.sel(key=1).values["yes"], [False, False, True])
+    assert result.sel(key=1, scale=2).values["act"] is jax.nn.relu
+
+
+def test_axes_have_the_dtypes_that_jax_gives_them():
+    rates = np.logspace(-3, 0, 4)
+    dtype_of = lambda lr: jnp.zeros(lr.dtype.itemsize)
+    assert sweep(dtype_of, {"lr": rates}).values.shape == (4, 4)
+    with jax.enable_x64(True):
+        result = sweep(dtype_of, {"lr": rates})
+    assert result.values.shape == (4, 8) and result.axes["lr"].dtype == np.float64
+
+
+def test_runs_of_a_sweep_are_replayed_under_vmap():
+    loss, params, data = perceptron()
+
+    def fn(lr):
+        return jaxfit.train(loss, params, optax.adam(lr), 12, data=data, keyframe_every=5)
+
+    runs = sweep(fn, {"lr": RATES}, batch_size=5, devices=jax.devices()[:1]).values
+
+    @jax.jit
+    @jax.vmap
+    def replay(run, lr):
+        return jaxfit.replay(loss, run, optax.adam(lr), 7, 12, data=data)
+
+    part = replay(runs, RATES)
+    assert_same_bits(part.trajectory, jax.tree.map(lambda leaf: leaf[:, 7:12], runs.trajectory))
+    assert_same_bits(part.state, runs.state)
+
+
+# Selecting
+
+TABLE = {"optimizer": OPTIMIZERS, "lr": np.array([0.1, 0.01, 1.0]), "seed": jnp.arange(2)}
+
+
+@pytest.fixture(scope="module")
+def table():
+    def fn(optimizer, lr, seed):
+        place = list(OPTIMIZERS.values()).index(optimizer)
+        return {"loss": place + jnp.abs(lr - 0.01) + 10 * seed, "two": jnp.ones(2)}
+
+    return sweep(fn, TABLE)
+
+
+def test_a_label_selects_and_a_near_one_only_when_asked(table):
+    one = table.sel(optimizer="adam", lr=0.1)
+    assert list(one.axes) == ["seed"] and one.values["two"].shape == (2, 2)
+    np.testing.assert_allclose(one.values["loss"], [1.09, 11.09], rtol=1e-6)
+    assert_same_bits(table.sel({"optimizer": "adam"}, lr=0.09, method="nearest").values, one.values)
+    for wrong in {"lr": 0.09}, {"seed": 2}, {"optimizer": "lion"}, {"rate": 0.1}:
+        with pytest.raises(
+            KeyError, match=r"has no label|there is no axis 'rate': the axes are op"
+        ):
+            table.sel(**wrong)
+    with pytest.raises(KeyError, match="has no label 'lion': it has 3 \\(sgd, adam, lbfgs\\)"):
+        table.sel(optimizer="lion", method="nearest")
+    with pytest.raises(ValueError, match="method is 'exact', but must be None or"):
+        table.sel(lr=0.1, method="exact")
+
+
+def test_the_best_has_the_lowest_score_and_nan_is_none(table):
+    assert table.best("loss") == {"optimizer": "sgd", "lr": np.float32(0.01), "seed": 0}
+    assert table.sel(table.best("loss")).values["loss"] == 0
+    worst = table.best(by=lambda values: -values["loss"])
+    assert worst == {"optimizer": "lbfgs", "lr": 1, "seed": 1}
+    some = Sweep({"a": np.arange(3)}, np.array([np.nan, 2.0, 1.0]))
+    assert some.best() == {"a": 2}
+    for by, sentence in {
+        "two": r"gives float32\[3, 3, 2, 2\], but .* of shape \[3, 3, 2\]: give by=lambda",
+        lambda values: np.full((3, 3, 2), np.nan): "all runs score NaN",
+        lambda values: values["loss"] + 1j: "gives complex64",
+    }.items():
+        with pytest.raises(ValueError, match=sentence):
+            table.best(by)
+
+
+def test_an_xarray_has_dimensions_coordinates_and_steps(table, line):
+    data = table.to_xarray()
+    assert dict(data.sizes) == {"optimizer": 3, "lr": 3, "seed": 2, "two_dim_0": 2}
+    assert data.loss.sel(optimizer="adam", lr=0.1, seed=1, method=None).item() == pytest.approx(
+        11.09
+    )
+    assert data.loss.mean("seed").sel(optimizer="adam").idxmin("lr").item() == np.float32(0.01)
+
+    def fn(lr):
+        return jaxfit.train(loss, guess, optax.sgd(lr), 20, data=line, record_every=5)
+
+    run = sweep(fn, {"lr": RATES}).to_xarray()
+    assert run["trajectory.params"].dims == ("lr", "step", "trajectory.params_dim_1")
+    np.testing.assert_array_equal(run.step, [0, 5, 10, 15])
+    assert run["state.params"].dims == ("lr", "state.params_dim_0")
+    rows = sweep(lambda lr: fn(lr).trajectory, {"lr": RATES}).to_xarray()
+    assert rows.loss.dims == ("lr", "step") and "step" not in rows.data_vars
+    np.testing.assert_array_equal(rows.loss, run["trajectory.loss"])
+
+    zipped = {"point": {"lr": RATES, "decay": RATES / 2}, "key": KEYS}
+    zipped = sweep(lambda point, key: point["lr"] - point["decay"], zipped).to_xarray()
+    np.testing.assert_array_equal(zipped["point.decay"], RATES / 2)
+    assert zipped.value.dims == ("point", "key") and list(zipped.key) == [0, 1, 2]
+
+
+def test_steps_that_differ_from_run_to_run_are_no_coordinate(line):
+    def fn(start):
+        state = jaxfit.init(guess, optax.sgd(0.1))
+        state = jaxfit.State(start, state.params, state.opt_state)
+        return jaxfit.train(loss, state, optax.sgd(0.1), 3, data=line).trajectory
+
+    rows = sweep(fn, {"start": jnp.arange(2)}).to_xarray()
+    assert rows.loss.dims == ("start", "row")
+    np.testing.assert_array_equal(rows.step, [[0, 1, 2], [1, 2, 3]])
+
+
+def test_without_xarray_the_error_names_the_extra(table, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    with pytest.raises(ImportError, match=r'pip install "jaxfit-train\[analysis\]"'):
+        table.to_xarray()
+
+
+# What it costs
+
+
+def test_a_second_sweep_traces_and_compiles_nothing_and_a_part_of_a_tile_neither():
+    traced = []
+
+    def fn(width, lr):
+        traced.append(width)
+        return lr * jnp.ones(width).sum()
+
+    programs = _tiles._cache_size
+    before = programs()
+    run = lambda rates: sweep(fn, {"width": [2, 3], "lr": rates}, batch_size=2)
+    run(RATES)
+    compiled, first = programs() - before, list(traced)
+    assert compiled == 2 and sorted(set(first)) == [2, 3]
+    np.testing.assert_allclose(run(2 * RATES[:3]).values, np.outer([4, 6], RATES[:3]), 1e-6)
+    assert programs() - before == compiled and traced == first
+
+
+def test_things_that_cannot_be_hashed_are_known_by_their_identity():
+    class Scale:
+        __hash__ = None
+
+        def __init__(self, by):
+            self.by = by
+
+        def __call__(self, thing, x):
+            return self.by * thing["by"] * x
+
+    thing = {"by": 2}
+    double = Scale(2)
+    programs = _tiles._cache_size
+    before = programs()
+    for _ in range(2):
+        result = sweep(double, {"thing": {"two": thing}, "x": jnp.arange(3)})
+        np.testing.assert_array_equal(result.values, [[0, 4, 8]])
+    assert programs() - before == 1
+    tripled = sweep(Scale(3), {"thing": {"two": thing}, "x": jnp.arange(3)})
+    np.testing.assert_array_equal(tripled.values, [[0, 6, 12]])
+
+
+def test_true_and_one_are_not_one_program():
+    fn = lambda thing, x: x + (10 if thing is True else 0)
+    result = sweep(fn, {"thing": {"int": 1, "bool": True}, "x": jnp.arange(2)})
+    np.testing.assert_array_equal(result.values, [[0, 1], [10, 11]])
+
+
+@pytest.mark.parametrize(
+    ("platform", "limit", "devices", "number", "size", "expected"),
+    [
+        ("cpu", 2**33, 1, 10**5, 4, 1021),  # 98 tiles of 1024 at most, evened out
+        ("cpu", 2**33, 2, 100, 4, 50),
+        ("cpu", 2**33, 8, 3, 4, 1),
+        ("gpu", 2**33, 1, 10**5, 4, 14286),
+        ("gpu", 2**33, 1, 10**5, 2**24, 64),  # an eighth of the memory
+        ("gpu", 2**33, 1, 10**5, 2**40, 1),
+    ],
+)
+def test_a_tile_fits_into_a_device(platform, limit, devices, number, size, expected):
+    device = types.SimpleNamespace(platform=platform, memory_stats=lambda: {"bytes_limit": limit})
+    assert _batch_size([device] * devices, number, size) == expected
+
+
+INTERRUPTED = """
+import os
+import time
+import jax
+import optax
+from jaxfit import sweep, train
+from tests.common import loss
+
+def fn(lr):  # minutes of work
+    data = jax.numpy.ones((100, 2)), jax.numpy.ones(100)
+    return train(loss, jax.numpy.zeros(2), optax.sgd(lr), 2**30, data=data, record_every=2**30)
+
+try:
+    sweep(fn, {"lr": jax.numpy.arange(9.0)}, batch_size=1, progress=True)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    os._exit(0)  # without waiting for the run that XLA cannot stop
+"""
+
+
+def test_an_interrupted_sweep_does_not_wait_for_its_tile():
+    with process(INTERRUPTED) as running:
+        shown = ""
+        while "0/9" not in shown and running.poll() is None:
+            shown += running.stderr.read(1)
+        running.send_signal(signal.SIGINT)
+        said, complaint = running.communicate(timeout=60)
+    assert said == "interrupted\n", complaint
+
+
+def test_progress_counts_runs_and_is_silent_by_default(capsys):
+    axes = {"x": jnp.arange(5), "by": [2, 3]}
+    sweep(lambda x, by: x * by, axes, batch_size=2)
+    assert capsys.readouterr() == ("", "")
+    sweep(lambda x, by: x * by, axes, batch_size=2, progress=True)
+    assert re.search(r"100%.* 10/10 .*runs/s", capsys.readouterr().err)
+
+
+# Refusals
+
+good = lambda lr: lr
+rates = jnp.ones(3)
+REFUSED = {
+    "no axes": (lambda: sweep(good, {}), "axes is {}, but must be a dict of one axis or more"),
+    "axes not by name": (lambda: sweep(good, rates), "but must be a dict of one axis or more by"),
+    "empty array": (lambda: sweep(good, {"lr": rates[:0]}), r"shape \(0,\).* one item or more"),
+    "empty list": (lambda: sweep(good, {"lr": []}), "axis 'lr' is empty, but needs one item"),
+    "empty dict": (lambda: sweep(good, {"lr": {}}), "axis 'lr' is empty, but needs one item"),
+    "number": (lambda: sweep(good, {"lr": 0.1}), "axis 'lr' is 0.1, but must be an array of num"),
+    "array of no axis": (
+        lambda: sweep(good, {"lr": jnp.float32(1)}),
+        r"arrays of shape \(\), but they must share one leading axis, of one item or more",
+    ),
+    "ragged": (
+        lambda: sweep(good, {"lr": (jnp.ones(3), jnp.ones(4))}),
+        r"arrays of shape \(3,\) and \(4,\), but they must share one leading axis",
+    ),
+    "ragged dict": (
+        lambda: sweep(good, {"lr": {"a": jnp.ones(3), "b": jnp.ones(4)}}),
+        r"give arrays \[items, …\], or a list to compile for each by itself",
+    ),
+    "strings": (
+        lambda: sweep(good, {"lr": np.array(["a", "b"])}),
+        "axis 'lr' is array.*'a'.*but must be an array of numbers or PRNG keys.*in a dict",
+    ),
+    "objects": (lambda: sweep(good, {"lr": np.array([None])}), "must be an array of numbers or PR"),
+    "tuple of names": (lambda: sweep(good, {"lr": ("a", "b")}), "put anything else in a dict"),
+    "range": (
+        lambda: sweep(good, {"lr": range(3)}),
+        "is range.0, 3.*convert numbers with jnp.asar",
+    ),
+    "twice": (lambda: sweep(good, {"lr": ["a", "a"]}), "has the label 'a' more than once"),
+    "unknown name": (
+        lambda: sweep(good, {"lr": rates, "seed": rates}),
+        r"fn takes \(lr\), but is called with one keyword for each axis, lr, seed",
+    ),
+    "missing name": (
+        lambda: sweep(lambda lr, seed: lr, {"lr": rates}),
+        "missing a required argument: 'seed'.: name the axes as its arguments",
+    ),
+    "no function": (lambda: sweep(0.1, {"lr": rates}), "fn is 0.1, but must be a function of lr"),
+    "batch of none": (lambda: sweep(good, {"lr": rates}, batch_size=0), "batch_size is 0, but"),
+    "half a batch": (lambda: sweep(good, {"lr": rates}, batch_size=0.5), "batch_size is 0.5, but"),
+    "no device": (lambda: sweep(good, {"lr": rates}, devices=[]), r"devices is \[\], but must be"),
+    "a name of devices": (
+        lambda: sweep(good, {"lr": rates}, devices="cpu"),
+        "devices is 'cpu', but must be one device or more in a list",
+    ),
+    "traced": (
+        lambda: jax.jit(lambda lr: sweep(good, {"lr": lr}).values)(rates),
+        "axis 'lr' is traced, but a sweep is driven from Python",
+    ),
+    "ragged results": (
+        lambda: sweep(
+            lambda optimizer, lr: jaxfit.init(guess, optimizer(lr)),
+            {"optimizer": {"sgd": optax.sgd, "adam": optax.adam}, "lr": rates},
+        ),
+        "fn returns one shape for {'optimizer': 'sgd'} and another for {'optimizer': 'adam'} .*"
+        "return less, such as the losses alone",
+    ),
+    "nothing": (lambda: sweep(lambda lr: None, {"lr": rates}), "fn returned None, but a sweep nee"),
+    "too much": (
+        lambda: sweep(lambda lr: jnp.zeros((10**6, 10**6)) + lr, {"lr": rates}),
+        r"would take 12,000.0 GB \(3 runs of 4,000,000,000,000 bytes\), but the host has .* return "
+        "the losses alone",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "sentence"), REFUSED.values(), ids=REFUSED)
+def test_bad_input_is_refused_in_a_sentence_and_before_anything_is_compiled(call, sentence):
+    programs = _tiles._cache_size
+    before = programs()
+    with pytest.raises((TypeError, ValueError), match=sentence) as refused:
+        call()
+    assert str(refused.value).count("\n") == 0 and str(refused.value).endswith(".")
+    assert programs() == before
