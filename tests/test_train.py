@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import subprocess
 import sys
 import textwrap
@@ -632,6 +633,51 @@ def test_a_run_inside_shard_map_averages_its_shards(line):
 
     alone = jaxfit.train(loss, guess, optax.adam(0.1), 20, data=line)
     assert_close(run(guess, line), alone, rtol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["data", "model"])
+def test_a_sharded_run_is_the_run_and_communicates_no_more_than_one_by_hand(how):
+    perceptron_loss, params, data = perceptron()
+    mesh = jax.sharding.Mesh(jax.devices(), "devices")
+    spec = jax.sharding.PartitionSpec
+    put = lambda tree, *axes: jax.device_put(tree, jax.sharding.NamedSharding(mesh, spec(*axes)))
+    batch, optimizer = data(jnp.int32(0)), optax.adam(0.01)
+
+    @jax.jit
+    def run(params, batch):
+        return jaxfit.train(perceptron_loss, params, optimizer, 20, data=batch)
+
+    @jax.jit
+    def by_hand(params, batch):
+        def step(carry, _):
+            params, opt_state = carry
+            value, grads = jax.value_and_grad(perceptron_loss)(params, batch)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), (params, value)
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=20)
+
+    if how == "data":
+        given = put(params), put(batch, "devices")
+    else:
+        first, last = params
+        split = [
+            {"w": put(first["w"], None, "devices"), "b": put(first["b"], "devices")},
+            {"w": put(last["w"], "devices", None), "b": put(last["b"])},
+        ]
+        given = split, put(batch)
+    sharded = run(*given)
+    assert_close(sharded, run(params, batch), rtol=1e-4)
+    shardings = lambda tree: jax.tree.map(lambda leaf: leaf.sharding.spec, tree)
+    assert str(shardings(sharded.state.params)) == str(shardings(by_hand(*given)[0][0]))
+    ours, theirs = (
+        re.findall(
+            r" (all-reduce|all-gather|all-to-all|collective-permute)\(",
+            function.lower(*given).compile().as_text(),
+        )
+        for function in (run, by_hand)
+    )
+    assert ours and ours == theirs
 
 
 # Dtypes.
