@@ -1,0 +1,229 @@
+"""What many runs at once cost: ``jaxfit.sweep`` beside vmap by hand, a Python loop and PyTorch.
+
+Two problems, of which every run keeps the parameters and the loss of every step in float32:
+
+- *line*: the mean squared error of a line through 100 points by gradient descent, 4,096 learning
+  rates, 1,000 steps.
+- *digits*: a 64-64-10 perceptron on minibatches of 64 of scikit-learn's digits with Adam, 256
+  learning rates, 1,000 steps, whose runs keep the loss alone.
+
+Every round runs each contender once, in turn, so that a busy machine slows all of them; the tables
+show medians over the rounds, and ratios of these to the first contender's. A Python loop makes a
+few of the runs, PyTorch a few of the steps. Before any timing all must agree on the losses.
+
+The third table is the line for 100 to 100,000 runs that keep their last loss, each in a process of
+its own: time for each run and step, and the most memory the process ever had.
+
+    python -m experiments.benchmarks.sweep
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+import jaxfit
+from experiments.benchmarks.single_run import (
+    Contender,
+    Problem,
+    digits,
+    line,
+    machine,
+    seconds,
+    table,
+    time_steps,
+    torch,
+)
+from experiments.benchmarks.single_run import datasets as sklearn_datasets
+from jaxfit.losses import mse, objective
+from jaxfit.models import linear
+
+STEPS = 1000
+LOOP_RUNS = 16  # of the Python loop, whose time for each is constant
+TORCH_STEPS = 20  # likewise
+RATES = {"line": np.linspace(0.01, 0.9, 4096), "digits": np.geomspace(1e-5, 1e-1, 256)}
+SCALING = 100, 1_000, 10_000, 100_000
+
+
+def by_hand(problem: Problem, optimizer: Callable, batch_at: Callable, keep: Callable) -> Callable:
+    """A run as a loop of one's own, with optax."""
+
+    def fn(lr):
+        def step(carry, t):
+            params, opt_state = carry
+            loss, grads = jax.value_and_grad(problem.loss)(params, batch_at(t))
+            updates, opt_state = optimizer(lr).update(grads, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), keep(loss, params)
+
+        carry = problem.params, optimizer(lr).init(problem.params)
+        return lax.scan(step, carry, jnp.arange(STEPS))[1]
+
+    return fn
+
+
+def by_jaxfit(problem: Problem, optimizer: Callable, data: Any, keep: Callable) -> Callable:
+    def fn(lr):
+        record = lambda step: keep(step.loss, step.params)
+        options = {"data": data, "record": record}
+        run = jaxfit.train(problem.loss, problem.params, optimizer(lr), STEPS, **options)
+        return run.trajectory
+
+    return fn
+
+
+def swept(name: str, fn: Callable, rates: np.ndarray, **options: Any) -> Contender:
+    run = lambda: jaxfit.sweep(fn, {"lr": rates}, **options).values
+    return Contender(name, len(rates) * STEPS, run)
+
+
+def vmapped(name: str, fn: Callable, rates: np.ndarray) -> Contender:
+    jitted = jax.jit(jax.vmap(fn))
+    return Contender(name, len(rates) * STEPS, lambda: jax.device_get(jitted(rates)))
+
+
+def looped(name: str, fn: Callable, rates: np.ndarray) -> Contender:
+    jitted, some = jax.jit(fn), rates[:LOOP_RUNS]
+
+    def run():
+        rows = [jax.device_get(jitted(lr)) for lr in some]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+
+    return Contender(name, len(some) * STEPS, run)
+
+
+def torch_vmapped(problem: Problem, rates: np.ndarray, batch_at: Callable) -> Contender:
+    """The first steps of all runs at once, by the same rules, in PyTorch."""
+    start = [torch.tensor(np.asarray(leaf)) for leaf in jax.tree.leaves(problem.params)]
+    batches = jax.device_get([batch_at(t) for t in range(TORCH_STEPS)])
+    batches = [[torch.tensor(leaf) for leaf in batch] for batch in batches]
+    grads_and_loss = torch.func.vmap(torch.func.grad_and_value(problem.torch_loss), (0, None))
+    rate = torch.tensor(rates, dtype=torch.float32)
+
+    def run():
+        params = [leaf.expand(len(rates), *leaf.shape).clone() for leaf in start]
+        lr = [rate.reshape(-1, *[1] * (leaf.ndim - 1)) for leaf in params]
+        mean, square = ([torch.zeros_like(leaf) for leaf in params] for _ in range(2))
+        losses, kept = [], []
+        for t, batch in enumerate(batches, start=1):
+            grads, loss = grads_and_loss(params, batch)
+            losses.append(loss)
+            if problem.name == "line":
+                kept.append(params)
+                updates = grads
+            else:
+                mean = [0.9 * m + 0.1 * g for m, g in zip(mean, grads, strict=True)]
+                square = [0.999 * s + 0.001 * g * g for s, g in zip(square, grads, strict=True)]
+                updates = [
+                    m / (1 - 0.9**t) / ((s / (1 - 0.999**t)).sqrt() + 1e-8)
+                    for m, s in zip(mean, square, strict=True)
+                ]
+            params = [p - r * u for p, r, u in zip(params, lr, updates, strict=True)]
+        return torch.stack(losses, dim=1).numpy(), kept
+
+    return Contender("torch.func.vmap", len(rates) * TORCH_STEPS, run)
+
+
+def contend(name: str) -> list[Contender]:
+    """All contenders for a problem; the first is what the others are compared with."""
+    rates = RATES[name].astype(np.float32)
+    first = jax.devices()[:1]
+    if name == "line":
+        problem = line(STEPS)
+        ours = dataclasses.replace(problem, loss=objective(linear, mse))
+        data, batch_at = problem.data, lambda step: problem.data
+        optimizer, keep = optax.sgd, lambda loss, params: (loss, params)
+    else:
+        problem = digits(STEPS)
+        images, labels = sklearn_datasets.load_digits(return_X_y=True)
+        arrays = jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels)
+        data = batch_at = jaxfit.minibatches(arrays, 64, jax.random.key(0))
+        optimizer, keep = optax.adam, lambda loss, params: (loss,)
+    hand = by_hand(problem, optimizer, batch_at, keep)
+    fn = by_jaxfit(problem, optimizer, data, keep)
+    contenders = [
+        vmapped("jax.vmap of a scan by hand", hand, rates),
+        swept("jaxfit.sweep", fn, rates),
+        swept("jaxfit.sweep, on one device", fn, rates, devices=first),
+    ]
+    if name == "line":
+        fast = by_jaxfit(ours, optimizer, data, keep)
+        contenders.append(swept("jaxfit.sweep, jaxfit's linear and mse", fast, rates))
+    contenders.append(looped("a Python loop over a jitted scan by hand", hand, rates))
+    return contenders + ([torch_vmapped(problem, rates, batch_at)] if torch else [])
+
+
+def check(contenders: list[Contender]) -> None:
+    """Raise an AssertionError unless all contenders find the losses of the first."""
+    expected = contenders[0].run()[0]
+    for contender in contenders[1:]:
+        losses = contender.run()[0][:, :TORCH_STEPS]
+        first = expected[: len(losses), :TORCH_STEPS]
+        np.testing.assert_allclose(losses, first, rtol=2e-2, atol=1e-4, err_msg=contender.name)
+
+
+def scale(number: int) -> None:
+    """Sweep so many rates of the line; print ns for each run and step, and MB at most."""
+    problem = line(STEPS)
+    every = {"data": problem.data, "record": lambda step: step.loss, "record_every": STEPS}
+
+    def fn(lr):
+        run = jaxfit.train(problem.loss, problem.params, optax.sgd(lr), STEPS, **every)
+        return problem.loss(run.state.params, problem.data)
+
+    rates = np.linspace(0.01, 0.9, number).astype(np.float32)
+    duration = seconds(lambda: jaxfit.sweep(fn, {"lr": rates}).values)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{number:,}|{1e9 * duration / number / STEPS:.1f}|{duration:.2f}|{memory:.0f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--repeats", type=int, default=7, help="rounds to take medians of (7)")
+    parser.add_argument("--markdown", action="store_true", help="print GitHub's tables")
+    parser.add_argument("--scale", type=int, metavar="N", help="only sweep N rates of the line")
+    args = parser.parse_args()
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    if args.scale:
+        scale(args.scale)
+        return
+    for name in RATES if sklearn_datasets else ["line"]:
+        contenders = contend(name)
+        check(contenders)
+        head = (
+            f"{name}, {len(RATES[name]):,} rates, {STEPS:,} steps",
+            "µs per run and step",
+            "ratio",
+        )
+        print(table(head, time_steps(contenders, args.repeats), args.markdown), end="\n\n")
+    command = [sys.executable, "-m", "experiments.benchmarks.sweep", "--scale"]
+    lines = [
+        subprocess.run([*command, str(n)], check=True, capture_output=True, text=True).stdout
+        for n in SCALING
+    ]
+    head = "runs of the line", "ns per run and step", "s", "MB of memory at most"
+    print(table(head, [tuple(line.strip().split("|")) for line in lines], args.markdown))
+    print(
+        f"\n{machine()}, on {len(jax.devices())} devices: {' '.join([parser.prog, *sys.argv[1:]])}"
+    )
+
+
+if __name__ == "__main__":
+    main()
