@@ -1,6 +1,18 @@
 """Sixteen optimizers on four problems: tuned, at their default rates, and how much tuning matters.
 
-FINDINGS
+Every optimizer runs at every rate of a grid from several starts. A seed is judged at the rate that
+the other seeds choose, so that none is tuned on what it reports. A run that diverged, or ended
+above its start, counts as its start; the sensitivity to the rate is then that of Wortsman et al.
+2023, `Small-scale proxies for large-scale Transformer training instabilities
+<https://arxiv.org/abs/2309.14322>`_: the mean loss over all rates above the least.
+
+Tuned, momentum or Nesterov's leads on the quadratic, the logistic regression and the digits;
+through Rosenbrock's valley Adam, AdaBelief and Yogi are as fast or faster, and do not, as momentum
+does, diverge at more than half of the rates. AdaBelief minds the rate least, but for the logistic
+regression. Within these few steps all default rates are too small or too large, except NovoGrad's
+on the two convex problems. Places close to each other mean nothing: on the digits, AdamW with a
+decay of 0.0001, which is nearly Adam, comes before it or behind it, by up to four places, as the
+seed and the version of JAX will have it.
 """
 
 from __future__ import annotations
@@ -16,6 +28,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from jax.scipy.stats import rankdata
 from matplotlib.axes import Axes
 
 import jaxfit
@@ -30,7 +43,7 @@ Defaults = dict[str, float | None]  # rates, where there are any
 LOWEST, HIGHEST = 1e-5, 10.0  # of the rates
 ROWS, RESAMPLES = 50, 4000  # recorded of a run at most; of a bootstrap
 
-# Each with its default rate: the paper's or, where that has none, PyTorch's.
+# Each with its default rate in the paper, its authors' code, Keras or PyTorch; optax has none.
 OPTIMIZERS: dict[str, tuple[Factory, float | None]] = {
     "sgd": (optax.sgd, 1e-2),
     "momentum": (lambda lr: optax.sgd(lr, 0.9), 1e-2),
@@ -102,7 +115,7 @@ def logistic(key: jax.Array) -> Problem:
     best = jaxfit.train(penalised, jnp.zeros(31), optax.lbfgs(), 50, data=data).state.params
     least = penalised(best, data)
     return Problem(
-        "Logistic regression, 569 tumours, minibatches of 32",
+        "Logistic regression above its optimum, 569 tumours, minibatches of 32",
         lambda key: jax.random.normal(key, (31,)),
         lambda a, batch: penalised(a, batch) - least,
         data,
@@ -192,10 +205,10 @@ def interval(values: np.ndarray) -> np.ndarray:
 def tied(values: np.ndarray) -> np.ndarray:
     """Which rows of [optimizers, seeds] cannot be told from the one with the lowest median.
 
-    The interval of the median difference to it, seed by seed, has zero in it.
+    The interval of the median difference to it, seed by seed, is not all above zero.
     """
-    low, high = interval(values - values[np.median(values, axis=1).argmin()])
-    return (low <= 0) & (high >= 0)
+    low, _ = interval(values - values[np.median(values, axis=1).argmin()])
+    return low <= 0
 
 
 class Result(NamedTuple):
@@ -248,10 +261,8 @@ def show(problem: Problem, results: dict[str, Result], defaults: Defaults) -> No
         reached = np.where(one.curves <= problem.target, row_steps(problem.steps), np.inf)
         median = np.median(reached.min(axis=1))
         steps = f"{median:.0f}" if np.isfinite(median) else "–"
-        print(
-            f"{'=' if best[name] else ' '} {name:12}{one.rate:8.2g}  {cell(one.final):28}", end=""
-        )
-        print(f"{steps:>8}{defaults[name] or '–':>10}  ", end="")
+        print(f"{'=' if best[name] else ' '} {name:12}{one.rate:8.2g}  ", end="")
+        print(f"{cell(one.final):28}{steps:>8}{defaults[name] or '–':>10}  ", end="")
         print(f"{'' if one.default is None else cell(one.default):28}", end="")
         print(f"{np.median(sensitivity(one.swept)):11.2e}{one.diverged.mean():10.0%}")
 
@@ -259,11 +270,9 @@ def show(problem: Problem, results: dict[str, Result], defaults: Defaults) -> No
 def rank(races: dict[str, dict[str, Result]]) -> None:
     """Print the places of all optimizers on all problems, the best on average first."""
     medians = [[np.median(one.final) for one in results.values()] for results in races.values()]
-    places = 1 + np.sum(np.less(np.array(medians)[:, None], np.array(medians)[:, :, None]), axis=-1)
+    places = np.asarray(rankdata(jnp.array(medians), "min", axis=1), int)
     best = [level(results) for results in races.values()]
-    print(
-        "\nPlaces by the tuned median, = where the best is no better for all the seeds can tell:\n"
-    )
+    print("Places by the median at the tuned rate; = cannot be told from the first:\n")
     print(f"{'':12}" + "".join(f"{name:>12}" for name in races) + f"{'mean':>9}")
     names = list(best[0])
     for i in np.argsort(places.mean(axis=0), kind="stable"):
@@ -320,9 +329,11 @@ def draw_rates(
         one = results[name]
         ax.set_xscale("log")
         if defaults[name]:
-            ax.axvline(defaults[name], color=BLACK, linestyle=":", linewidth=1, label="default")
+            ax.axvline(
+                defaults[name], color=BLACK, linestyle=":", linewidth=1, label="default rate"
+            )
         least = np.median(one.swept, axis=1).min()
-        ax.plot(one.rate, least, "o", color=GREEN, markersize=5, label="tuned")
+        ax.plot(one.rate, least, "o", color=GREEN, markersize=5, label="tuned rate")
         crosses = rates[one.diverged.any(axis=1)]
         top = {"transform": ax.get_xaxis_transform(), "clip_on": False, "in_layout": False}
         style = {"color": ORANGE, "markersize": 4, "label": "a seed diverged"}
@@ -390,8 +401,8 @@ def main() -> None:
 
         grid = np.geomspace(LOWEST, HIGHEST, arguments.rates)
         rates = np.append(grid, sorted({rate for rate in defaults.values() if rate}))
-        draw, runs = jax.random.split(jax.random.key(arguments.seed))
-        keys = jax.random.split(runs, arguments.seeds)
+        draw, rest = jax.random.split(jax.random.key(arguments.seed))
+        keys = jax.random.split(rest, arguments.seeds)
         races, written = {}, []
         for name in chosen:
             problem = PROBLEMS[name](draw)
@@ -400,8 +411,8 @@ def main() -> None:
             table = race(problem, factories, rates, keys)
             seconds = time.perf_counter() - began
             results = races[name] = judge(table, len(grid), defaults)
-            print(f"{problem.title}: {problem.steps} steps,")
-            print(f"{table.values[..., 0].size} runs in {seconds:.1f} s\n")
+            runs = table.values[..., 0].size
+            print(f"{problem.title}: {runs} runs of {problem.steps} steps in {seconds:.1f} s\n")
             show(problem, results, defaults)
             print(flush=True)
             for kind, figure in (

@@ -25,7 +25,7 @@ from jaxfit.train import Run
 __all__ = ["Sweep", "sweep"]
 
 # Runs of a tile at most: more of them do not run faster, and leave the caches of a CPU.
-_TILE = {"cpu": 1024}
+_TILE = {"cpu": 256}
 _TILE_ELSEWHERE = 16384
 
 
@@ -193,7 +193,7 @@ def sweep(
           for each combination, with the keys as labels; a list does as well, labelled by the
           ``str`` of its items. Of these, the function gets the objects.
 
-      batch_size: how many runs are computed at once on a device. By default up to 1024 on a CPU
+      batch_size: how many runs are computed at once on a device. By default up to 256 on a CPU
         and 16384 elsewhere, and fewer where their results would not fit into the device's memory
         with ease, or where all devices would not have one. The last tile is filled up with copies
         of the last run, which are cut off.

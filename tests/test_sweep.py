@@ -408,8 +408,9 @@ def test_true_and_one_are_not_one_program():
 @pytest.mark.parametrize(
     ("platform", "limit", "devices", "number", "size", "expected"),
     [
-        ("cpu", 2**33, 1, 10**5, 4, 1021),  # 98 tiles of 1024 at most, evened out
+        ("cpu", 2**33, 1, 10**5, 4, 256),
         ("cpu", 2**33, 2, 100, 4, 50),
+        ("cpu", 2**33, 1, 300, 4, 150),  # two tiles, evened out
         ("cpu", 2**33, 8, 3, 4, 1),
         ("gpu", 2**33, 1, 10**5, 4, 14286),
         ("gpu", 2**33, 1, 10**5, 2**24, 64),  # an eighth of the memory

@@ -317,7 +317,7 @@ def time_steps(contenders: list[Contender], repeats: int) -> list[tuple[str, ...
     rounds = [[seconds(c.run) / c.steps for c in contenders] for _ in range(repeats)]
     medians = np.median(rounds, axis=0)
     names = [c.name for c in contenders]
-    columns = [f"{1e6 * t:.2f}" for t in medians], [f"{r:.2f}" for r in medians / medians[0]]
+    columns = [f"{1e6 * t:.3g}" for t in medians], [f"{r:.2f}" for r in medians / medians[0]]
     return list(zip(names, *columns, strict=True))
 
 
