@@ -1,7 +1,8 @@
 """jaxfit: gradient-based optimisation in JAX, where a training run is a value."""
 
-from jaxfit import data, losses, models, record
+from jaxfit import data, losses, models, record, stop
 from jaxfit.data import minibatches
+from jaxfit.fit import fit
 from jaxfit.replay import at, fork, replay
 from jaxfit.sweep import Sweep, sweep
 from jaxfit.train import Run, State, Step, init, train
@@ -13,6 +14,7 @@ __all__ = [
     "Sweep",
     "at",
     "data",
+    "fit",
     "fork",
     "init",
     "losses",
@@ -20,6 +22,7 @@ __all__ = [
     "models",
     "record",
     "replay",
+    "stop",
     "sweep",
     "train",
 ]

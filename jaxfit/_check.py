@@ -24,7 +24,7 @@ def count(name: str, value: Any) -> int:
         number = operator.index(value)
     except TypeError:
         raise TypeError(
-            f"{name} is {_show(value)}, but must be a whole number known when the loop is "
+            f"{name} is {show(value)}, but must be a whole number known when the loop is "
             f"compiled: give a Python int."
         ) from None
     if not 1 <= number < 2**31:
@@ -50,7 +50,7 @@ def data(data: Any) -> Any:
     if data is None or callable(data):
         if data is not None and not _takes(data, 1):
             raise TypeError(
-                f"data is the function {_show(data)}, but a function of data takes one argument, "
+                f"data is the function {show(data)}, but a function of data takes one argument, "
                 f"the step: write data=lambda step: batch."
             )
         return data
@@ -63,7 +63,7 @@ def examples(name: str, arrays: Any, otherwise: str = "") -> tuple[Any, int]:
     for leaf in leaves:
         if not _tree.is_array(leaf):
             raise TypeError(
-                f"{name} holds {_show(leaf)}, but its leaves must be arrays: "
+                f"{name} holds {show(leaf)}, but its leaves must be arrays: "
                 f"convert them with jnp.asarray."
             )
     lengths = {jnp.shape(leaf)[:1] for leaf in leaves}
@@ -82,7 +82,7 @@ def key(key: Any, otherwise: str = "") -> None:
     old = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.ndim > 0
     if not typed and not old:
         raise TypeError(
-            f"key is {_short(key) if hasattr(key, 'dtype') else _show(key)}, but must be a PRNG "
+            f"key is {_short(key) if hasattr(key, 'dtype') else show(key)}, but must be a PRNG "
             f"key: give jax.random.key(0), say{otherwise}."
         )
     if np.ndim(key) != (0 if typed else 1) or (old and key.shape[0] not in (2, 4)):
@@ -99,13 +99,13 @@ def optimizer(optimizer: Any) -> optax.GradientTransformation:
         or all(callable(getattr(optimizer, name, None)) for name in ("init", "update"))
     ):
         raise TypeError(
-            f"optimizer is {_show(optimizer)}, but must be an optax optimizer, or a function of "
+            f"optimizer is {show(optimizer)}, but must be an optax optimizer, or a function of "
             f"(gradients, parameters) that returns updates: build one, as in optax.adam(1e-3)."
         )
     if not hasattr(optimizer, "update"):
         if _required(optimizer) != 2:
             raise TypeError(
-                f"optimizer is the function {_show(optimizer)}, but must be an optax optimizer or "
+                f"optimizer is the function {show(optimizer)}, but must be an optax optimizer or "
                 f"a rule of two arguments, (gradients, parameters): call a factory such as "
                 f"optax.adam first, and give a schedule to an optimizer as its learning rate."
             )
@@ -121,10 +121,10 @@ def function(name: str, value: Any, arguments: int) -> None:
         ("record", 1): "it is called as record(step):",
     }[name, arguments]
     if not callable(value):
-        raise TypeError(f"{name} is {_show(value)}, but must be a function.")
+        raise TypeError(f"{name} is {show(value)}, but must be a function.")
     if not _takes(value, arguments):
         raise TypeError(
-            f"{name} {_show(value)} takes other arguments, but {expected} change its signature."
+            f"{name} {show(value)} takes other arguments, but {expected} change its signature."
         )
 
 
@@ -227,7 +227,7 @@ def stretch(start: Any, stop: Any, frames: Any, end: Any) -> None:
     for name, step in (("start", start), ("stop", stop)):
         if isinstance(step, bool) or not hasattr(step, "__index__"):
             raise TypeError(
-                f"{name} is {_show(step)}, but must be the number of a step: give a Python int."
+                f"{name} is {show(step)}, but must be the number of a step: give a Python int."
             )
     if jnp.ndim(end):
         raise ValueError(
@@ -260,17 +260,47 @@ def replayable(loss: Callable, params: Any, data: Any, step: jax.Array) -> None:
         ) from error
 
 
+def rule(stop: Any) -> None:
+    """When a run ends: not at all, where a function of a step is true, or by a rule."""
+    if stop is not None and not isinstance(stop, tuple) and not callable(stop):
+        raise TypeError(
+            f"stop is {show(stop)}, but must be a function of a Step that returns a boolean, or a "
+            f"rule: give jaxfit.stop.loss_below(0.1), say."
+        )
+    if callable(stop) and not _takes(stop, 1):
+        raise TypeError(
+            f"stop {show(stop)} takes other arguments, but it is called as stop(step): change its "
+            f"signature, or call it first, as in jaxfit.stop.no_improvement(10)."
+        )
+
+
+def ending(value: Any, stop: Any) -> None:
+    """What a rule says is one boolean."""
+    if jnp.shape(value) or not jnp.issubdtype(jnp.result_type(value), jnp.bool_):
+        raise TypeError(
+            f"stop {show(stop)} returned {shapes(value)}, but must return one boolean: "
+            f"compare something, as in step.loss < 0.1."
+        )
+
+
+def progress(progress: Any) -> bool | None:
+    """What tqdm calls disable: None where there is no terminal."""
+    if progress not in (True, False, "always"):
+        raise ValueError(f'progress is {show(progress)}, but must be True, False or "always".')
+    return {True: None, False: True, "always": False}[progress]
+
+
 def sweep(fn: Any, axes: Any) -> None:
     """Axes of a sweep, and a function that takes an item of each as a keyword."""
     if not isinstance(axes, Mapping) or not axes:
         raise TypeError(
-            f"axes is {_show(axes)}, but must be a dict of one axis or more by name: "
+            f"axes is {show(axes)}, but must be a dict of one axis or more by name: "
             f'give {{"lr": jnp.logspace(-3, 0, 32)}}, say.'
         )
     for name, axis in axes.items():
         _axis(name, axis)
     if not callable(fn):
-        raise TypeError(f"fn is {_show(fn)}, but must be a function of {', '.join(axes)}.")
+        raise TypeError(f"fn is {show(fn)}, but must be a function of {', '.join(axes)}.")
     with contextlib.suppress(ValueError):  # nobody can tell what some builtins take
         signature = inspect.signature(fn)
         try:
@@ -303,7 +333,7 @@ def _axis(name: Any, axis: Any) -> None:
     for leaf in leaves:
         if not hasattr(leaf, "dtype") or not _tree.is_array(leaf):
             raise TypeError(
-                f"axis {name!r} is {_show(axis)}, but must be an array of numbers or PRNG keys, a "
+                f"axis {name!r} is {show(axis)}, but must be an array of numbers or PRNG keys, a "
                 f"pytree of such arrays, or Python objects in a dict or a list: "
                 f"convert numbers with jnp.asarray, and put anything else in a dict."
             )
@@ -331,7 +361,7 @@ def devices(devices: Any) -> list[jax.Device]:
     listed = list(devices) if isinstance(devices, Iterable) else []
     if not listed or not all(isinstance(one, jax.Device) for one in listed):
         raise TypeError(
-            f"devices is {_show(devices)}, but must be one device or more in a list: "
+            f"devices is {show(devices)}, but must be one device or more in a list: "
             f"give jax.devices()[:1], say."
         )
     return listed
@@ -456,6 +486,7 @@ class _Text(str):
     __repr__ = str.__str__
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
     """What was given: a function by its name, anything else as Python prints it."""
-    return (getattr(value, "__name__", None) or repr(value))[:80]
+    named = getattr(value, "update", value) if isinstance(value, tuple) else value
+    return (getattr(named, "__name__", None) or repr(value))[:80]

@@ -87,8 +87,13 @@ def pack(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf if is_array(leaf) else _Opaque(leaf), tree)
 
 
+def hold(tree: Any) -> Any:
+    """`pack` all but JAX's own arrays: Python's numbers stay what they are, not traced."""
+    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else _Opaque(leaf), tree)
+
+
 def unpack(tree: Any) -> Any:
-    """Undo `pack`."""
+    """Undo `pack` and `hold`."""
     return jax.tree.map(
         lambda leaf: leaf.value if isinstance(leaf, _Opaque) else leaf,
         tree,

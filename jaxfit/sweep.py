@@ -7,8 +7,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +17,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm.auto import tqdm
 
-from jaxfit import _check, _tree
+from jaxfit import _check, _host, _tree
+from jaxfit._host import Static
 from jaxfit.train import Run
 
 __all__ = ["Sweep", "sweep"]
@@ -256,14 +255,14 @@ def sweep(
         dict(zip(outside, labels, strict=True)) for labels in itertools.product(*outside.values())
     ]
     programs = [
-        _Program(fn, {name: outside[name][label] for name, label in combination.items()})
+        Static((fn, *outside, *(outside[name][label] for name, label in combination.items())))
         for combination in combinations
     ]
     first = jax.tree.map(lambda leaf: leaf[0], inside)
     shapes = [_member.eval_shape(program, first) for program in programs]
     _check.results(combinations, shapes)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes[0]))
-    _check.memory(len(programs) * number, size, _host_memory())
+    _check.memory(len(programs) * number, size, _host.memory())
     if batch_size is None:
         batch_size = _batch_size(devices, number, size)
 
@@ -310,36 +309,13 @@ def sweep(
     )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Program:
-    """A function with its Python objects, as a static argument of ``jax.jit``.
-
-    Two are equal if they would compile to the same: whatever can be hashed is compared as it says,
-    and everything else by identity.
-    """
-
-    fn: Callable[..., Any]
-    objects: dict[str, Any]
-
-    def _key(self) -> tuple[Any, ...]:
-        things = (self.fn, *self.objects.values())
-        return (
-            *self.objects,
-            *((type(one), one if _is_hashable(one) else id(one)) for one in things),
-        )
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Program) and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
-
-
 # Called, not inlined, it may round otherwise on many devices.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def _member(program: _Program, values: dict[str, Any]) -> Any:
-    """One run."""
-    result = program.fn(**program.objects, **_tree.with_keys(values))
+def _member(program: Static, values: dict[str, Any]) -> Any:
+    """One run of a function, with the names of Python objects and these objects after it."""
+    fn, *rest = program.things
+    names, things = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+    result = fn(**dict(zip(names, things, strict=True)), **_tree.with_keys(values))
     return _tree.without_keys(_tree.pack(result))
 
 
@@ -350,7 +326,7 @@ def _member(program: _Program, values: dict[str, Any]) -> Any:
     static_argnums=(0, 1, 2),
     compiler_options={"xla_disable_hlo_passes": "spmd-cleanup"},
 )
-def _tiles(program: _Program, batch_size: int, mesh: Mesh, members: dict[str, Any]) -> Any:
+def _tiles(program: Static, batch_size: int, mesh: Mesh, members: dict[str, Any]) -> Any:
     """One tile of runs on every device: all arrays are [devices * batch_size, …]."""
 
     def tile(members):
@@ -377,18 +353,10 @@ def _on_host(axis: Any) -> Any:
     return jax.tree.map(np.asarray, _tree.without_keys(jax.tree.map(jnp.asarray, axis)))
 
 
-def _host_memory() -> int | None:
-    """Bytes of physical memory, where the system tells."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
 def _batch_size(devices: Sequence[jax.Device], number: int, size: int) -> int:
     """How many runs of so many bytes a tile has, if the caller leaves it open."""
     stats = devices[0].memory_stats() or {}
-    memory = stats.get("bytes_limit") or (_host_memory() or 2**32) // jax.local_device_count()
+    memory = stats.get("bytes_limit") or (_host.memory() or 2**32) // jax.local_device_count()
     # XLA writes a loop's rows first and then those of the tile, while another tile waits.
     largest = min(_TILE.get(devices[0].platform, _TILE_ELSEWHERE), memory // (8 * max(size, 1)))
     tiles = math.ceil(number / (max(largest, 1) * len(devices)))
@@ -413,25 +381,13 @@ def _members(
 
 def _arrived(tiles: Any) -> Iterator[tuple[int, list[np.ndarray]]]:
     """Wait for tiles; yield those this process can read, each with the place of its first run."""
+    _host.wait(tiles)
     leaves = jax.tree.leaves(tiles)
-    pause = 1e-5
-    # Unlike XLA's own waiting, sleep is interrupted by Ctrl-C.
-    while not all(leaf.is_ready() for leaf in leaves):
-        time.sleep(pause)
-        pause = min(2 * pause, 5e-3)
     if leaves[0].is_fully_addressable:
         for shards in zip(*(leaf.addressable_shards for leaf in leaves), strict=True):
             yield shards[0].index[0].start or 0, [np.asarray(shard.data) for shard in shards]
     else:
         yield 0, multihost_utils.process_allgather(leaves, tiled=True)
-
-
-def _is_hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 def _is_names(axis: Any) -> bool:

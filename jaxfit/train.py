@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -90,6 +91,7 @@ class Run:
       known_steps: the steps of the keyframes, or of the rows if there are none, where they are
         known when the run is compiled, for it began at step 0; None otherwise. Part of the
         structure, so that it stays what it is under ``jax.vmap``.
+      ended: why it ended before its last step, if it did; part of the structure, too.
     """
 
     steps: jax.Array
@@ -97,6 +99,7 @@ class Run:
     keyframes: State | None
     state: State
     known_steps: range | None = dataclasses.field(default=None, metadata={"static": True})
+    ended: str | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 def init(params: Any, optimizer: Any) -> State:
@@ -268,6 +271,58 @@ def advance(
     state, value = lax.while_loop(lambda carry: carry[0].step < stop, body, carry)
     # In a loop that nobody needs the loss of, XLA may round otherwise than in one that keeps it.
     return complete(dataclasses.replace(state, params=tie(value, state.params)))
+
+
+def advance_recording(
+    loss: Callable[..., Any],
+    state: State,
+    optimizer: Any,
+    num_rows: jax.Array | int,
+    capacity: int,
+    *,
+    data: Any = None,
+    has_aux: bool = False,
+    record: Callable[[Step], Any] = whole,
+    record_every: int = 1,
+    watch: Callable[[Step, Any], Any] = lambda step, seen: seen,
+    seen: Any = None,
+) -> tuple[State, Any, Any]:
+    """Take the steps of `train` that leave so many rows, a number that may be traced.
+
+    Returns the state, the rows [capacity, …], of which the first ``num_rows`` are filled, and what
+    ``watch`` makes of ``seen``, step by step.
+    """
+    state, bare_step, complete = _prepare(loss, state, optimizer, data, has_aux)
+
+    def take_step(state):
+        """A step that carries what was seen beside the optimizer's state."""
+        carried = state.opt_state
+        state, step = bare_step(dataclasses.replace(state, opt_state=carried[0]))
+        opt_state = state.opt_state, watch(complete(step), carried[1])
+        return (
+            dataclasses.replace(state, opt_state=opt_state),
+            dataclasses.replace(step, opt_state=carried),
+        )
+
+    def row(state):
+        take = (
+            take_step if record_every == 1 else partial(_first_of, take_step, number=record_every)
+        )
+        state, step = take(state)
+        step = dataclasses.replace(step, opt_state=step.opt_state[0])
+        return state, _tree.pack(_check.recorded(record(complete(step))))
+
+    def body(index, carry):
+        state, rows = carry
+        state, new = row(state)
+        return state, jax.tree.map(lambda rows, new: rows.at[index].set(new), rows, new)
+
+    state = dataclasses.replace(state, opt_state=(state.opt_state, seen))
+    _, shapes = jax.eval_shape(row, state)
+    rows = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
+    state, rows = lax.fori_loop(0, num_rows, body, (state, rows))
+    opt_state, seen = state.opt_state
+    return complete(dataclasses.replace(state, opt_state=opt_state)), rows, seen
 
 
 def _prepare(
