@@ -260,6 +260,15 @@ def replayable(loss: Callable, params: Any, data: Any, step: jax.Array) -> None:
         ) from error
 
 
+def concrete(name: str, value: Any, driver: str) -> None:
+    """What drives a run from Python is not given what is traced."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+        raise TypeError(
+            f"{name} is traced, but {driver} is driven from Python and compiles for itself: "
+            f"call it outside of jit, vmap and grad, and train inside."
+        )
+
+
 def rule(stop: Any) -> None:
     """When a run ends: not at all, where a function of a step is true, or by a rule."""
     if stop is not None and not isinstance(stop, tuple) and not callable(stop):
@@ -314,11 +323,7 @@ def sweep(fn: Any, axes: Any) -> None:
 
 def _axis(name: Any, axis: Any) -> None:
     """One axis: Python objects in a dict or a list, or arrays with a leading axis."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(axis)):
-        raise TypeError(
-            f"axis {name!r} is traced, but a sweep is driven from Python and compiles for itself: "
-            f"call it outside of jit, vmap and grad."
-        )
+    concrete(f"axis {name!r}", axis, "sweep")
     if is_outside(axis):
         if not len(axis):
             raise ValueError(f"axis {name!r} is empty, but needs one item or more.")

@@ -90,6 +90,7 @@ def fit(
     _check.function("record", record, 1)
     _check.rule(stop)
     hidden = _check.progress(progress)
+    _check.concrete("params or data", (params, data), "fit")
     resumed = isinstance(params, State)
     state = _tree.hold(params if resumed else init(params, optimizer))
     data = _tree.pack(_check.data(data))
@@ -133,7 +134,8 @@ def fit(
             _host.wait(chunk.rows)
             for whole, part in zip(rows, jax.tree.leaves(chunk.rows), strict=True):
                 whole[chunk.row : chunk.row + chunk.number] = np.asarray(part)[: chunk.number]
-            _, where, value = chunk.seen
+            # As NumPy's: anything that JAX computes of them would wait for the chunk just started.
+            where, value = map(np.asarray, chunk.seen[1:])
             made += chunk.steps
             if where >= 0:
                 made = int(where) - first

@@ -17,6 +17,14 @@ def _close_figures():
     plt.close("all")
 
 
+@pytest.fixture(scope="module")
+def less_optimized():
+    """Save half of the time of a small study, which goes into compiling."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def line():
     """x [100, 2] and y [100] of the lesson."""

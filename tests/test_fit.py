@@ -319,6 +319,11 @@ def test_bad_input_is_refused_before_anything_is_compiled(given, sentence, data)
     assert _chunk._cache_size() == before
 
 
+def test_a_traced_fit_is_sent_to_train(data):
+    with pytest.raises(TypeError, match="is traced, but fit is driven from Python and"):
+        jax.jit(lambda start: fit(loss, start, optax.sgd(0.1), 9, data=data).state)(guess)
+
+
 def test_a_rule_of_your_own_remembers(data):
     third = Rule(lambda: jnp.int32(0), lambda step, seen: (seen == 2, seen + 1))
     assert fit(loss, guess, optax.sgd(0.1), 9, data=data, stop=third).state.step == 2

@@ -29,12 +29,7 @@ from jaxfit.models import mlp_init
 key = jax.random.key(0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _less_optimized():
-    """Save half of the time, which goes into compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("less_optimized")
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from experiments import learning_rates
 from experiments.learning_rates import bracket, minimum, slide, smoothed, steep, stop, valley
 from jaxfit.models import mlp_init
 
+pytestmark = pytest.mark.usefixtures("less_optimized")
+
 key = jax.random.key(0)
 rates = np.geomspace(1e-7, 10, 40)
 

@@ -514,7 +514,7 @@ REFUSED = {
     ),
     "traced": (
         lambda: jax.jit(lambda lr: sweep(good, {"lr": lr}).values)(rates),
-        "axis 'lr' is traced, but a sweep is driven from Python",
+        "axis 'lr' is traced, but sweep is driven from Python",
     ),
     "ragged results": (
         lambda: sweep(
