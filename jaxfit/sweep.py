@@ -141,10 +141,13 @@ class Sweep:
             ) from error
         dimensions = list(self.axes)
         steps, rows = _rows(self.values, len(dimensions))
-        variables, coordinates = (
-            {},
-            {name: np.asarray(_labels(axis)) for name, axis in self.axes.items()},
-        )
+        variables: dict[str, Any] = {}
+        coordinates: dict[str, Any] = {}
+        for name, axis in self.axes.items():
+            coordinates[name] = np.asarray(_labels(axis))
+            for path, leaf in _arrays(axis) if not _is_names(axis) else []:
+                if path and np.ndim(leaf) == 1:
+                    coordinates[f"{name}.{_name(path)}"] = name, leaf
         row = "row" if steps is None else "step"
         for path, leaf in _arrays(self.values):
             name = _name(path) or "value"
@@ -155,11 +158,6 @@ class Sweep:
         if steps is not None:
             variables.pop("step", None)
             coordinates["step"] = steps
-        for name, axis in self.axes.items():
-            if not _is_names(axis):
-                for path, leaf in _arrays(axis):
-                    if path and np.ndim(leaf) == 1:
-                        coordinates[f"{name}.{_name(path)}"] = name, leaf
         return xarray.Dataset(variables, coordinates)
 
     def __repr__(self) -> str:

@@ -1,9 +1,13 @@
 """Small problems, and what it means that two results are the same."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
+from PIL import Image
 
 import jaxfit
 from jaxfit.losses import mse, objective
@@ -32,6 +36,27 @@ def _without_keys(leaf):
 def assert_close(one, other, rtol=1e-5, atol=1e-6):
     assert jax.tree.structure(one) == jax.tree.structure(other)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), one, other)
+
+
+def assert_pictures(folder, names, printed):
+    """A study wrote these pictures, there is something in them, and it said so."""
+    pictures = {path.stem: path for path in folder.iterdir()}
+    assert set(pictures) == set(names)
+    for path in pictures.values():
+        with Image.open(path) as image:
+            assert image.format == "PNG" and min(image.size) > 300
+            assert len(image.convert("RGB").getcolors(image.width * image.height)) > 100
+        assert str(path) in printed
+
+
+def assert_refuses(capsys, sentence, command, *arguments):
+    """A study ends with one sentence on what is wrong with the arguments."""
+    with pytest.raises(SystemExit) as refused:
+        command(*arguments)
+    assert refused.value.code == 2
+    said = capsys.readouterr().err
+    assert re.match(sentence, said)
+    assert said.count("\n") == 1 and said.endswith(".\n")
 
 
 def row(tree, t):

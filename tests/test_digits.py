@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from experiments import digits
 from jaxfit import plot
+from tests.common import assert_pictures, assert_refuses
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +46,7 @@ def test_the_study_keeps_its_promises_and_writes_its_pictures(study, tmp_path):
     assert (accuracies[1:] >= 0.97).all() and accuracies[0] == float(right)
     assert (losses[1:] < 0.05).all() and losses[1:].max() < losses[0] < float(ours)
 
-    pictures = list((tmp_path / "out").iterdir())
-    assert {path.name for path in pictures} == {"curves.png", "confusion.png"}
-    for path in pictures:
-        with Image.open(path) as image:
-            assert image.format == "PNG" and image.width >= 1000
-            assert len(image.convert("RGB").getcolors(image.width * image.height)) > 100
-        assert str(path) in printed
+    assert_pictures(tmp_path / "out", {"curves", "confusion"}, printed)
 
 
 def test_softmax_regression_reaches_the_optimum_that_scikit_learn_finds(images):
@@ -145,12 +140,7 @@ def test_a_mistake_is_answered_by_one_sentence(
     monkeypatch.chdir(tmp_path)
     if "scikit" in sentence:
         monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(SystemExit) as refused:
-        study(*arguments)
-    assert refused.value.code == 2
-    said = capsys.readouterr().err
-    assert re.match(f"digits: {sentence}", said)
-    assert said.count("\n") == 1 and said.endswith(".\n")
+    assert_refuses(capsys, f"digits: {sentence}", study, *arguments)
 
 
 def test_without_equinox_there_is_no_cnn(monkeypatch):

@@ -7,11 +7,11 @@ import re
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 import jaxfit
 from experiments import __main__ as listing
 from experiments import linear_regression
+from tests.common import assert_pictures, assert_refuses
 
 HUBBLE = pathlib.Path(linear_regression.__file__).parent / "data" / "hubble1929.csv"
 NUMBER = r"\s+(-?[\d.]+(?:e[+-]\d+)?)"
@@ -42,13 +42,7 @@ def test_the_lesson_prints_its_points_and_losses_and_writes_its_pictures(study, 
     (line,) = numbers(rf"gradient descent{NUMBER}{NUMBER}", printed)
     np.testing.assert_allclose(line, a, atol=1e-3)
 
-    pictures = list((tmp_path / "out").iterdir())
-    assert {path.stem for path in pictures} == {"data", "guess", "fit", "loss", "path"}
-    for path in pictures:
-        with Image.open(path) as image:
-            assert image.format == "PNG" and image.size == (500, 375)
-            assert len(image.convert("RGB").getcolors(500 * 375)) > 10
-        assert str(path) in printed
+    assert_pictures(tmp_path / "out", {"data", "guess", "fit", "loss", "path"}, printed)
 
 
 def test_the_study_of_hubbles_galaxies_finds_his_constant(study):
@@ -100,15 +94,12 @@ def test_a_mistake_is_answered_by_one_sentence(
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as refused:
-        study(*arguments)
-    assert refused.value.code == 2
-    said = capsys.readouterr().err
-    assert re.match(f"linear_regression: .*{sentence}", said)
-    assert said.count("\n") == 1 and said.endswith(".\n")
+    assert_refuses(capsys, f"linear_regression: .*{sentence}", study, *arguments)
 
 
-def test_the_experiments_are_listed_with_their_first_line(capsys):
+def test_every_study_is_listed_with_the_first_line_of_its_text(capsys):
     listing.main()
-    (line,) = re.findall(r"(?m)^  experiments\.linear_regression +(.*)$", capsys.readouterr().out)
-    assert line == linear_regression.__doc__.splitlines()[0]
+    listed = dict(re.findall(r"(?m)^  experiments\.(\S+) +(.*)$", capsys.readouterr().out))
+    files = pathlib.Path(listing.__file__).parent.glob("[a-z]*.py")
+    assert len(listed) > 5 and {path.stem for path in files} <= set(listed)
+    assert listed["linear_regression"] == linear_regression.__doc__.splitlines()[0]

@@ -9,14 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from PIL import Image
 
 import jaxfit
-from experiments import __main__ as listing
 from experiments import forks
 from experiments.forks import barrier, distance, go_on, line, same_bits, state_at
 from jaxfit.models import mlp_init
-from tests.common import assert_same_bits
+from tests.common import assert_pictures, assert_refuses, assert_same_bits
 
 key = jax.random.key(0)
 
@@ -115,13 +113,7 @@ def test_the_study_prints_all_forks_and_writes_its_pictures(study, tmp_path):
     assert (ways > 0).all() and (heights <= largest).all() and (heights >= 0).all()
     assert "Unchanged, 12 of 12 forks end where the run was, bit for bit." in printed
 
-    pictures = list((tmp_path / "out").iterdir())
-    assert {path.name for path in pictures} == {"forks.png", "lines.png", "curves.png"}
-    for path in pictures:
-        with Image.open(path) as image:
-            assert image.format == "PNG" and min(image.size) > 400
-            assert len(image.convert("RGB").getcolors(10**6)) > 100
-        assert str(path) in printed
+    assert_pictures(tmp_path / "out", {"forks", "lines", "curves"}, printed)
 
 
 REFUSED = {
@@ -136,15 +128,4 @@ REFUSED = {
 def test_a_mistake_is_answered_by_one_sentence(study, monkeypatch, capsys, arguments, sentence):
     if "scikit" in sentence:
         monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(SystemExit) as refused:
-        study(*arguments)
-    assert refused.value.code == 2
-    said = capsys.readouterr().err
-    assert re.match(f"forks: {sentence}", said)
-    assert said.count("\n") == 1 and said.endswith(".\n")
-
-
-def test_the_study_is_listed_with_its_first_line(capsys):
-    listing.main()
-    (line,) = re.findall(r"(?m)^  experiments\.forks +(.*)$", capsys.readouterr().out)
-    assert line == forks.__doc__.splitlines()[0]
+    assert_refuses(capsys, f"forks: {sentence}", study, *arguments)

@@ -9,10 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from PIL import Image
 
 import jaxfit
-from experiments import __main__ as listing
 from experiments import hypergradients
 from experiments.hypergradients import (
     corrupt,
@@ -25,6 +23,7 @@ from experiments.hypergradients import (
     softmax,
 )
 from jaxfit.models import mlp_init
+from tests.common import assert_pictures, assert_refuses
 
 key = jax.random.key(0)
 
@@ -128,13 +127,7 @@ def test_the_study_finds_wrong_labels_and_draws_it(study, tmp_path, monkeypatch)
     assert accuracy["noisy, stopped early"] < accuracy["learned weights"]
     assert accuracy["validation alone"] < accuracy["right labels only"]
 
-    pictures = list((tmp_path / "out").iterdir())
-    assert {path.stem for path in pictures} == {"schedule", "cleaning"}
-    for path in pictures:
-        with Image.open(path) as image:
-            assert image.format == "PNG" and min(image.size) > 400
-            assert len(image.convert("RGB").getcolors(10**6)) > 100
-        assert str(path) in printed
+    assert_pictures(tmp_path / "out", {"schedule", "cleaning"}, printed)
 
 
 REFUSED = {
@@ -147,12 +140,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("arguments", "sentence"), REFUSED.values(), ids=REFUSED)
 def test_a_mistake_is_answered_by_one_sentence(study, capsys, arguments, sentence):
-    with pytest.raises(SystemExit) as refused:
-        study(*arguments)
-    assert refused.value.code == 2
-    said = capsys.readouterr().err
-    assert re.match(f"hypergradients: .*{sentence}", said)
-    assert said.count("\n") == 1 and said.endswith(".\n")
+    assert_refuses(capsys, f"hypergradients: .*{sentence}", study, *arguments)
 
 
 def test_without_scikit_learn_the_study_says_what_to_install(study, monkeypatch, capsys):
@@ -161,9 +149,3 @@ def test_without_scikit_learn_the_study_says_what_to_install(study, monkeypatch,
         study()
     assert refused.value.code == 2
     assert 'run pip install -e ".[test]" from a checkout.\n' in capsys.readouterr().err
-
-
-def test_the_study_is_listed_with_its_first_line(capsys):
-    listing.main()
-    (line,) = re.findall(r"(?m)^  experiments\.hypergradients +(.*)$", capsys.readouterr().out)
-    assert line == hypergradients.__doc__.splitlines()[0]

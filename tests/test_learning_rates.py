@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from PIL import Image
 
 import jaxfit
 from experiments import learning_rates
 from experiments.learning_rates import bracket, minimum, slide, smoothed, steep, stop, valley
 from jaxfit.models import mlp_init
+from tests.common import assert_pictures, assert_refuses
 
 pytestmark = pytest.mark.usefixtures("less_optimized")
 
@@ -146,13 +146,7 @@ def test_the_study_prints_its_numbers_and_writes_its_pictures(command, tmp_path,
     assert 0.9 < last < edge < first < 1.1
     assert float(re.search(rf"deviation .* theory{number}\n", printed)[1]) < 1e-11
 
-    pictures = list((tmp_path / "out").iterdir())
-    assert {path.name for path in pictures} == {"digits.png", "theory.png"}
-    for path in pictures:
-        with Image.open(path) as image:
-            assert image.format == "PNG" and min(image.size) > 400
-            assert len(image.convert("RGB").getcolors(10**6)) > 100
-        assert str(path) in printed
+    assert_pictures(tmp_path / "out", {"digits", "theory"}, printed)
 
 
 REFUSED = {
@@ -168,9 +162,4 @@ REFUSED = {
 def test_a_mistake_is_answered_by_one_sentence(command, monkeypatch, capsys, arguments, sentence):
     if "scikit" in sentence:
         monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(SystemExit) as refused:
-        command(learning_rates, *arguments)
-    assert refused.value.code == 2
-    said = capsys.readouterr().err
-    assert re.match(f"learning_rates: {sentence}", said)
-    assert said.count("\n") == 1 and said.endswith(".\n")
+    assert_refuses(capsys, f"learning_rates: {sentence}", command, learning_rates, *arguments)

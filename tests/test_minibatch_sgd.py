@@ -8,11 +8,10 @@ import re
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
-from experiments import __main__ as listing
 from experiments import minibatch_sgd
 from experiments.minibatch_sgd import additive, compare, lesson, shuffled, stationary, sweep
+from tests.common import assert_pictures, assert_refuses
 
 key = jax.random.key(0)
 
@@ -108,13 +107,7 @@ def test_the_study_finds_the_variance_of_theory_and_draws_it(study, tmp_path, mo
             assert abs(measured - float(small)) > margin
     assert "6 of 6 are inside" in printed
 
-    pictures = list((tmp_path / "out").iterdir())
-    assert {path.stem for path in pictures} == {"paths", "loss", "variance"}
-    for path in pictures:
-        with Image.open(path) as image:
-            assert image.format == "PNG" and min(image.size) > 400
-            assert len(image.convert("RGB").getcolors(10**6)) > 100
-        assert str(path) in printed
+    assert_pictures(tmp_path / "out", {"paths", "loss", "variance"}, printed)
 
 
 REFUSED = {
@@ -132,15 +125,4 @@ REFUSED = {
 
 @pytest.mark.parametrize(("arguments", "sentence"), REFUSED.values(), ids=REFUSED)
 def test_a_mistake_is_answered_by_one_sentence(study, capsys, arguments, sentence):
-    with pytest.raises(SystemExit) as refused:
-        study(*arguments)
-    assert refused.value.code == 2
-    said = capsys.readouterr().err
-    assert re.match(f"minibatch_sgd: .*{sentence}", said)
-    assert said.count("\n") == 1 and said.endswith(".\n")
-
-
-def test_the_study_is_listed_with_its_first_line(capsys):
-    listing.main()
-    (line,) = re.findall(r"(?m)^  experiments\.minibatch_sgd +(.*)$", capsys.readouterr().out)
-    assert line == minibatch_sgd.__doc__.splitlines()[0]
+    assert_refuses(capsys, f"minibatch_sgd: .*{sentence}", study, *arguments)

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 import jaxfit
-from experiments import __main__ as listing
 from experiments import optimizer_race
 from experiments.optimizer_race import capped, interval, race, sensitivity, tied, tuned
+from tests.common import assert_pictures, assert_refuses
 
 SMALL = {name: optimizer_race.OPTIMIZERS[name] for name in ("sgd", "adam")}
 MINE = """
@@ -117,13 +116,7 @@ def test_the_command_prints_what_a_numpy_loop_finds_and_writes_its_pictures(stud
     assert re.search(r"(?m)^sgd +[23] +[23]\.0$", printed)
     assert ": 45 runs of 20 steps in " in printed  # 3 optimizers, 3 + 2 rates, 3 seeds
 
-    pictures = list((tmp_path / "out").iterdir())
-    assert {path.name for path in pictures} == {"quadratic_rates.png", "quadratic_curves.png"}
-    for path in pictures:
-        with Image.open(path) as image:
-            assert image.format == "PNG" and min(image.size) > 300
-            assert len(image.convert("RGB").getcolors(10**6)) > 100
-        assert str(path) in printed
+    assert_pictures(tmp_path / "out", {"quadratic_rates", "quadratic_curves"}, printed)
 
 
 REFUSED = {
@@ -142,15 +135,4 @@ REFUSED = {
 
 @pytest.mark.parametrize(("arguments", "sentence"), REFUSED.values(), ids=REFUSED)
 def test_a_mistake_is_answered_by_one_sentence(study, capsys, arguments, sentence):
-    with pytest.raises(SystemExit) as refused:
-        study(*arguments)
-    assert refused.value.code == 2
-    said = capsys.readouterr().err
-    assert re.match(f"optimizer_race: {sentence}", said)
-    assert said.count("\n") == 1 and said.endswith(".\n")
-
-
-def test_the_study_is_listed_with_its_first_line(capsys):
-    listing.main()
-    (line,) = re.findall(r"(?m)^  experiments\.optimizer_race +(.*)$", capsys.readouterr().out)
-    assert line == optimizer_race.__doc__.splitlines()[0]
+    assert_refuses(capsys, f"optimizer_race: {sentence}", study, *arguments)
