@@ -75,7 +75,7 @@ def test_a_fit_is_the_run_of_train_bit_for_bit(name, every, data, trained):
         same(fit(loss, guess, OPTIMIZERS[name], STEPS, **options), trained(name, every))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(chunk_size=st.integers(1, 60), every=st.sampled_from([1, 5]))
 def test_the_length_of_chunks_changes_no_bit(data, trained, chunk_size, every):
     options = {"data": data, "record_every": every, "chunk_size": chunk_size}
@@ -203,8 +203,8 @@ def with_hook(monkeypatch, hook):
     monkeypatch.setattr(module, "tqdm", Bar)
 
 
-@pytest.mark.parametrize(("every", "chunk_size"), list(itertools.product([1, 5], [1, 8, None])))
-@pytest.mark.parametrize("end", [0, 1, 5, 13, 36])
+@pytest.mark.parametrize(("every", "chunk_size"), list(itertools.product([1, 5], [8, None])))
+@pytest.mark.parametrize("end", [0, 5, 13])
 def test_a_fit_ends_at_the_first_step_where_the_rule_is_true(end, every, chunk_size, data, trained):
     after = lambda step: step.step >= end
     options = {"data": data, "record_every": every, "chunk_size": chunk_size}
