@@ -1,9 +1,11 @@
 """jaxfit: gradient-based optimisation in JAX, where a training run is a value."""
 
 from jaxfit import data, losses, models, record, stop
+from jaxfit.checkpoint import load
 from jaxfit.data import minibatches
 from jaxfit.fit import fit
 from jaxfit.replay import at, fork, replay
+from jaxfit.stream import host_batches
 from jaxfit.sweep import Sweep, sweep
 from jaxfit.train import Run, State, Step, init, train
 
@@ -16,7 +18,9 @@ __all__ = [
     "data",
     "fit",
     "fork",
+    "host_batches",
     "init",
+    "load",
     "losses",
     "minibatches",
     "models",

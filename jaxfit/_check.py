@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import operator
+import os
+import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -271,7 +273,7 @@ def concrete(name: str, value: Any, driver: str) -> None:
 
 def rule(stop: Any) -> None:
     """When a run ends: not at all, where a function of a step is true, or by a rule."""
-    if stop is not None and not isinstance(stop, tuple) and not callable(stop):
+    if stop is not None and not callable(getattr(stop, "update", stop)):
         raise TypeError(
             f"stop is {show(stop)}, but must be a function of a Step that returns a boolean, or a "
             f"rule: give jaxfit.stop.loss_below(0.1), say."
@@ -290,6 +292,49 @@ def ending(value: Any, stop: Any) -> None:
             f"stop {show(stop)} returned {shapes(value)}, but must return one boolean: "
             f"compare something, as in step.loss < 0.1."
         )
+
+
+def directory(path: Any) -> pathlib.Path:
+    """A directory of the file system."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"checkpoint_dir is {show(path)}, but must be the path of a directory.")
+    path = pathlib.Path(path).absolute()
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"checkpoint_dir is {path}, which is a file: give a directory.")
+    return path
+
+
+def batches(fn: Any) -> None:
+    """A Python function of the step."""
+    if not callable(fn) or not _takes(fn, 1):
+        raise TypeError(
+            f"host_batches was given {show(fn)}, but needs a function of one argument, the step."
+        )
+
+
+def batch_leaf(leaf: np.ndarray) -> None:
+    """A leaf of a batch is numbers."""
+    if not _tree.is_array(leaf):
+        raise TypeError(
+            f"a batch holds {show(leaf.tolist())}, but its leaves must be arrays of numbers: "
+            f"convert them, or leave them out."
+        )
+
+
+def batch(step: int, like: Any, given: Any) -> None:
+    """A batch is made like the first."""
+    if found := difference(like, given):
+        raise ValueError(
+            f"the batch of step {step} is not like the first ({found}), but one program takes all "
+            f"of them: give batches of one shape, and drop what is left at the end of an epoch."
+        )
+
+
+def first_batch(iterator: Any) -> Any:
+    """An iterable has batches."""
+    for batch in iterator:
+        return batch
+    raise ValueError("data is an iterable without a batch: give one that has as many as steps.")
 
 
 def progress(progress: Any) -> bool | None:

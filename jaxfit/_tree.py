@@ -103,7 +103,7 @@ def unpack(tree: Any) -> Any:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Keys:
+class Keys:
     """The numbers of PRNG keys, which unlike the keys themselves can be NumPy arrays."""
 
     data: Any
@@ -114,7 +114,7 @@ def without_keys(tree: Any) -> Any:
     """Put the numbers of PRNG keys in their place."""
     return jax.tree.map(
         lambda leaf: (
-            _Keys(jax.random.key_data(leaf), jax.random.key_impl(leaf)) if is_key(leaf) else leaf
+            Keys(jax.random.key_data(leaf), jax.random.key_impl(leaf)) if is_key(leaf) else leaf
         ),
         tree,
     )
@@ -124,8 +124,8 @@ def with_keys(tree: Any) -> Any:
     """Undo `without_keys`."""
     return jax.tree.map(
         lambda leaf: (
-            jax.random.wrap_key_data(leaf.data, impl=leaf.kind) if isinstance(leaf, _Keys) else leaf
+            jax.random.wrap_key_data(leaf.data, impl=leaf.kind) if isinstance(leaf, Keys) else leaf
         ),
         tree,
-        is_leaf=lambda leaf: isinstance(leaf, _Keys),
+        is_leaf=lambda leaf: isinstance(leaf, Keys),
     )

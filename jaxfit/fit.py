@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import os
 import signal
 import sys
 import threading
@@ -15,18 +16,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from tqdm.auto import tqdm
 
 from jaxfit import _check, _host, _tree
 from jaxfit._host import Static
+from jaxfit.checkpoint import Directory, identity
 from jaxfit.record import whole
 from jaxfit.stop import Rule
+from jaxfit.stream import Stream, is_stream
 from jaxfit.train import Run, State, Step, advance_recording, init
 
 __all__ = ["fit"]
 
 _SECONDS = 0.5  # that a chunk takes
-_BYTES = 2**24  # of rows that a chunk leaves on the device, at most
+_MOST_SECONDS = 5  # in a long run with a directory
+_BYTES = 2**24  # of rows and of batches that a chunk has on the device, at most
 
 
 def fit(
@@ -41,6 +46,7 @@ def fit(
     record_every: int = 1,
     chunk_size: int | None = None,
     progress: bool | str = True,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
     stop: Callable[[Step], Any] | Rule | None = None,
 ) -> Run:
     """The run of `train`, bit for bit, driven from Python in compiled chunks.
@@ -89,95 +95,200 @@ def fit(
         chunk_size = _check.count("chunk_size", chunk_size)
     _check.function("record", record, 1)
     _check.rule(stop)
-    hidden = _check.progress(progress)
+    hidden = _check.progress(progress) if jax.process_index() == 0 else True
+    path = None if checkpoint_dir is None else _check.directory(checkpoint_dir)
     _check.concrete("params or data", (params, data), "fit")
     resumed = isinstance(params, State)
     state = _tree.hold(params if resumed else init(params, optimizer))
-    data = _tree.pack(_check.data(data))
-    memory = stop.init() if isinstance(stop, Rule) else ()
-    seen = memory, jnp.asarray(np.int32(-1)), jnp.zeros((), np.float32)
-    run = Static((loss, optimizer, has_aux, record, stop))
+    first = int(state.step)
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(Stream(data)) if is_stream(data) else None
+        data = stream.shapes(record_every) if stream else _tree.pack(_check.data(data))
 
-    full, rest = divmod(num_steps, record_every)  # rows whose steps are all made, steps of the last
-    total = full + (rest > 0)
-    shapes = _chunk.eval_shape(run, record_every, 1, state, data, seen, 1)[1]
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    _check.memory(total, size, _host.memory())
-    if chunk_size is None:
-        capacity, length = max(1, min(full, _BYTES // max(size, 1))), 1
-    else:
-        capacity = length = max(1, min(full, -(-chunk_size // record_every)))
+        memory = stop.init() if isinstance(stop, Rule) else ()
+        nowhere = jnp.asarray(np.int32(-1)), jnp.zeros((), np.float32)
 
-    def begin(state: Any, seen: Any, row: int, number: int, last: int = rest) -> _Chunk:
-        """Start on so many rows; on the one after the full ones, of so many steps."""
-        every, most = (record_every, capacity) if row < full else (last, 1)
-        after = _chunk(run, every, most, state, data, seen, number)
-        return _Chunk(state, row, number, number * every, *after)
+        def traced(stop: Any, memory: Any) -> Any:
+            """The program of one row."""
+            run = Static((loss, optimizer, has_aux, record, stop))
+            return _chunk.trace(run, record_every, 1, state, data, (memory, *nowhere), 1)
 
-    rows, structure = jax.tree.flatten(shapes)
-    rows = [np.empty((total, *leaf.shape[1:]), leaf.dtype) for leaf in rows]
-    first, made, clock = int(state.step), 0, time.perf_counter()
-    started: collections.deque[_Chunk] = collections.deque()
-    with _interrupts() as asked, tqdm(total=num_steps, unit=" steps", disable=hidden) as bar:
-        begun = 0
-        while made < num_steps:
-            if begun < total and not (asked and begun):
-                number = min(length, full - begun) if begun < full else 1
-                chunk = begin(state, seen, begun, number)
-                state, seen, begun = chunk.after, chunk.seen, begun + number
-                started.append(chunk)
-                if len(started) == 1 and begun < total:
-                    continue  # one is computed while the one before it is stored
-            elif not started:
-                break
-            chunk = started.popleft()
-            _host.wait(chunk.rows)
-            for whole, part in zip(rows, jax.tree.leaves(chunk.rows), strict=True):
-                whole[chunk.row : chunk.row + chunk.number] = np.asarray(part)[: chunk.number]
-            # As NumPy's: anything that JAX computes of them would wait for the chunk just started.
-            where, value = map(np.asarray, chunk.seen[1:])
-            made += chunk.steps
-            if where >= 0:
-                made = int(where) - first
-                break
-            bar.update(chunk.steps)
-            bar.set_postfix(loss=f"{float(value):.4g}")
-            if chunk_size is None:
-                now = time.perf_counter()
-                fitting = int(_SECONDS * chunk.number / max(now - clock, 1e-6))
-                length, clock = max(1, min(fitting, 8 * chunk.number, capacity)), now
+        one = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+        row = jax.tree.map(one, traced(stop, memory).out_info[1])
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(row))
 
-    state, ended = chunk.after, None
-    if where >= 0:
-        # The steps of this chunk before the one that ends the run, once more.
-        state, again = chunk.before, made - chunk.row * record_every
-        number, last = divmod(again, record_every)
-        if number:
-            state = begin(state, seen, chunk.row, number).after
-        if last:
-            state = begin(state, seen, full, 1, last).after
-        ended = f"{_check.show(stop)} was true at step {first + made}"
-    elif made < num_steps:
-        ended = f"interrupted before step {first + made}"
-        print(f"fit: {ended} of {first + num_steps}; the run so far is returned.", file=sys.stderr)
-    kept = -(-made // record_every)
-    trajectory = jax.tree.unflatten(structure, [whole[:kept] for whole in rows])
-    steps = jnp.asarray(first + np.arange(0, made, record_every, dtype=np.int32))
-    known = None if resumed else range(0, made, record_every)
-    trajectory = _tree.unpack(_tree.with_keys(trajectory))
-    return Run(steps, trajectory, None, _tree.unpack(state), known, ended)
+        if path is None:
+            _check.memory(-(-num_steps // record_every), size, _host.memory())
+            rows: _Rows | Directory = _Rows(row, first, num_steps, record_every, resumed)
+        else:
+            batch = stream.like if stream else _first_batch(data, state.step)
+            program = traced(None, ())  # where it ends does not make it another
+            about = identity(_tree.unpack(state), _tree.unpack(row), batch, record_every, program)
+            rows = stack.enter_context(Directory(path, about, _tree.unpack(row)))
+            kept, memory = rows.begin(_tree.unpack(state), memory, first + num_steps)
+            state = _tree.hold(kept)
+
+        full = max(1, num_steps // record_every)  # rows whose steps are all made
+        if chunk_size is None:
+            held = size + (stream.size * record_every if stream else 0)
+            pace = _Pace(1, max(1, min(full, _BYTES // max(held, 1))), path is not None)
+        else:
+            capacity = min(full, -(-chunk_size // record_every))
+            pace = _Pace(capacity, capacity, None)
+        run = Static((loss, optimizer, has_aux, record, stop))
+        end, ended, error = num_steps, None, None  # as far as is known
+        made = at = until = int(state.step) - first  # steps stored, started, and with data
+        seen = memory, *nowhere
+        reading, room = None, pace.capacity * record_every
+        started: collections.deque[_Chunk] = collections.deque()
+        asked = stack.enter_context(_interrupts())
+        bar = tqdm(total=num_steps, initial=made, unit=" steps", disable=hidden)
+        stack.enter_context(bar)
+
+        def span(start: int) -> int:
+            """How many steps to take at once from there."""
+            steps = min(pace.length * record_every, end - start)
+            return steps - steps % record_every or steps
+
+        try:
+            while made < end:
+                if asked and 0 < at < end:
+                    end, ended = at, f"interrupted before step {first + at}"
+                elif at < end and len(started) < 2:  # one is computed while another is stored
+                    if at == until and stream:
+                        data, number, over, error = (
+                            reading or stream.read(first + at, span(at), room)
+                        ).result()
+                        until += number
+                        if over:
+                            end, ended = until, f"data ended before step {first + until}"
+                        reading = None
+                        if until < end:
+                            reading = stream.read(first + until, span(until), room)
+                    elif at == until:
+                        until += span(at)
+                    steps = min(until, end) - at
+                    if steps >= record_every:
+                        steps -= steps % record_every
+                        every, most, number = record_every, pace.capacity, steps // record_every
+                    else:
+                        every, most, number = steps, 1, 1
+                    if steps:
+                        after = _chunk(run, every, most, state, data, seen, number)
+                        started.append(_Chunk(at, at + steps, number, state, seen, data, *after))
+                        at += steps
+                        state, _, seen = after
+                else:
+                    chunk = started.popleft()
+                    _host.wait(chunk.rows)
+                    # As NumPy's: whatever JAX computes would wait for the chunk just started.
+                    where, value = map(np.asarray, chunk.saw[1:])
+                    if where >= 0:  # the steps of this chunk before that one, once more
+                        end, ended = (
+                            int(where) - first,
+                            f"{_check.show(stop)} was true at step {where}",
+                        )
+                        at, until, data = chunk.start, chunk.stop, chunk.data
+                        state, seen = chunk.before, chunk.seen
+                        started.clear()
+                        continue
+                    begun = time.perf_counter()
+                    rows.commit(
+                        first + chunk.start,
+                        first + chunk.stop,
+                        _tree.unpack(chunk.after),
+                        chunk.saw[0],
+                        [np.asarray(leaf)[: chunk.number] for leaf in jax.tree.leaves(chunk.rows)],
+                    )
+                    storing, made = time.perf_counter() - begun, chunk.stop
+                    bar.update(chunk.stop - chunk.start)
+                    bar.set_postfix(loss=f"{float(value):.4g}")
+                    pace.measure(chunk.number, storing)
+            if error is not None:
+                raise error
+        except Exception as raised:
+            kept = f"committed in {path}" if path else "lost, without a checkpoint_dir"
+            raised.add_note(f"fit: the steps before step {first + made} are {kept}.")
+            raise
+
+        if asked and ended and ended.startswith("interrupted"):
+            kept = "committed and returned" if path else "returned"
+            print(
+                f"fit: {ended} of {first + num_steps}; the run so far is {kept}.", file=sys.stderr
+            )
+        return rows.run(_tree.unpack(state), ended)
 
 
 class _Chunk(NamedTuple):
     """Some steps that were started."""
 
-    before: Any  # the packed State
-    row: int  # the first it leaves
+    start: int
+    stop: int
     number: int  # of rows
-    steps: int
-    after: Any
-    rows: Any  # [capacity, …]
+    before: Any  # the packed State
     seen: Any  # the rule's memory, the step where it was true or -1, and the last loss
+    data: Any
+    after: Any  # the State
+    rows: Any  # [capacity, …]
+    saw: Any  # what was seen after it
+
+
+class _Rows:
+    """Rows in host memory."""
+
+    def __init__(self, row: Any, first: int, num_steps: int, every: int, resumed: bool):
+        leaves, self._structure = jax.tree.flatten(row)
+        number = -(-num_steps // every)
+        self._arrays = [np.empty((number, *leaf.shape), leaf.dtype) for leaf in leaves]
+        self._first, self._every, self._resumed = first, every, resumed
+
+    def commit(self, start: int, stop: int, state: Any, rule: Any, rows: list[Any]) -> None:
+        """Store the rows of some steps."""
+        at = (start - self._first) // self._every
+        for stored, part in zip(self._arrays, rows, strict=True):
+            stored[at : at + len(part)] = part
+
+    def run(self, state: State, ended: str | None) -> Run:
+        """The run so far."""
+        made = int(state.step) - self._first
+        rows = jnp.asarray(self._first + np.arange(0, made, self._every, dtype=np.int32))
+        kept = jax.tree.unflatten(self._structure, [stored[: len(rows)] for stored in self._arrays])
+        known = None if self._resumed else range(0, made, self._every)
+        return Run(rows, _tree.unpack(_tree.with_keys(kept)), None, state, known, ended)
+
+
+class _Pace:
+    """How many rows a chunk has, by the clock unless ``growing`` is None."""
+
+    def __init__(self, length: int, capacity: int, growing: bool | None):
+        self.length, self.capacity, self._growing = length, capacity, growing
+        self._seconds, self._measured = _SECONDS, 0
+        self._begun = self._clock = time.perf_counter()
+
+    def measure(self, number: int, storing: float) -> None:
+        """Choose the next length, after a chunk of so many rows that took so long to store."""
+        # Processes have to agree: on what the first measures of the first chunks.
+        if self._growing is None or (jax.process_count() > 1 and self._measured == 16):
+            return
+        now = time.perf_counter()
+        elapsed = now - self._clock
+        if self._growing:  # a directory is for long runs, and each chunk has its files there
+            self._seconds = max(self._seconds, min((now - self._begun) / 100, _MOST_SECONDS))
+            if storing > elapsed / 10:
+                self._seconds = min(2 * self._seconds, 60)
+        fitting = int(self._seconds * number / max(elapsed - storing, 1e-6))
+        length = max(1, min(fitting, 8 * number, self.capacity))
+        if jax.process_count() > 1:
+            length = int(multihost_utils.broadcast_one_to_all(np.int32(length)))
+        self.length, self._clock, self._measured = length, now, self._measured + 1
+
+
+def _first_batch(data: Any, step: jax.Array) -> Any:
+    """What the first step sees of data that JAX can compute."""
+    if not callable(_tree.unpack(data)):
+        return _tree.unpack(data)
+    batch = jax.jit(lambda data, step: _tree.pack(_tree.unpack(data)(step)))(data, step)
+    return _tree.unpack(batch)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -224,8 +335,8 @@ def _chunk(
 def _interrupts() -> Iterator[list[int]]:
     """What the first Ctrl-C is noted in; the second does what it did before."""
     asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # only there can signals be handled
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+        yield asked  # only there can signals be handled, and processes would not end together
         return
     before = signal.getsignal(signal.SIGINT) or signal.default_int_handler
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfit import _check, _tree
+from jaxfit._rows import Rows
 from jaxfit.record import whole
 from jaxfit.train import Run, State, Step, advance, init, train
 
@@ -217,7 +218,11 @@ def _state_at(
 ) -> State:
     """The state before a step, made again from the last keyframe at or before it."""
     frames, known = _frames(run), run.known_steps
-    if known is None or len(known) != len(frames.step) or isinstance(step, jax.core.Tracer):
+    if isinstance(frames.step, np.ndarray) and not isinstance(step, jax.core.Tracer):
+        # Frames on disk: which one is read must be known, under jax.jit, too.
+        index = int(np.searchsorted(frames.step, step, side="right")) - 1
+        state = _row(frames, index)
+    elif known is None or len(known) != len(frames.step) or isinstance(step, jax.core.Tracer):
         index = jnp.maximum(jnp.searchsorted(frames.step, step, side="right") - 1, 0)
         state = _row(frames, index)
     else:
@@ -229,4 +234,5 @@ def _state_at(
 
 
 def _row(tree: Any, index: Any) -> Any:
-    return _tree.unpack(jax.tree.map(lambda leaf: leaf[index], _tree.pack(tree)))
+    pick = lambda leaf: leaf[index] if isinstance(leaf, Rows) or _tree.is_array(leaf) else leaf
+    return jax.tree.map(pick, tree)
