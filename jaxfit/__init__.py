@@ -1,6 +1,7 @@
 """jaxfit: gradient-based optimisation in JAX, where a training run is a value."""
 
 from jaxfit import data, losses, models, record, stop
+from jaxfit.blame import Blame, blame
 from jaxfit.checkpoint import load
 from jaxfit.data import minibatches
 from jaxfit.fit import fit
@@ -10,11 +11,13 @@ from jaxfit.sweep import Sweep, sweep
 from jaxfit.train import Run, State, Step, init, train
 
 __all__ = [
+    "Blame",
     "Run",
     "State",
     "Step",
     "Sweep",
     "at",
+    "blame",
     "data",
     "fit",
     "fork",

@@ -387,21 +387,17 @@ def _read(chunk: Chunk, item: str, like: Any, place: bool = False) -> list[Any]:
     wanted = {str(n): leaf for n, leaf in likes.items() if leaf.size}
     try:
         sums = _sums(chunk)
-        read = {}
-        if wanted:
-            orbax = _orbax()
-            spread = lambda leaf: isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
-            how = {
-                n: orbax.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape)
-                if place and spread(leaf)
-                else orbax.RestoreArgs(restore_type=np.ndarray)
-                for n, leaf in wanted.items()
-            }
-            asked = orbax.args.PyTreeRestore(
-                {item: dict.fromkeys(wanted, 0)}, restore_args={item: how}, partial_restore=True
-            )
-            read = orbax.PyTreeCheckpointHandler().restore(chunk.path, args=asked)[item]
+        orbax, read = _orbax(), {}
         for n, leaf in wanted.items():
+            # One by one: where one of several is damaged, the others' threads print their errors.
+            how = orbax.RestoreArgs(restore_type=np.ndarray)
+            if place and isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+                how = orbax.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape)
+            asked = orbax.args.PyTreeRestore(
+                {item: {n: 0}}, restore_args={item: {n: how}}, partial_restore=True
+            )
+            tree = orbax.PyTreeCheckpointHandler().restore(chunk.path, args=asked)
+            read[n] = tree[item][n]
             if (read[n].shape, read[n].dtype) != (leaf.shape, leaf.dtype):
                 raise ValueError(f"{item} {n} is {_check.shapes(read[n])}")
             known = sums.get(f"{item}/{n}") if isinstance(read[n], np.ndarray) else None

@@ -97,12 +97,13 @@ def fit(
     _check.rule(stop)
     hidden = _check.progress(progress) if jax.process_index() == 0 else True
     path = None if checkpoint_dir is None else _check.directory(checkpoint_dir)
-    _check.concrete("params or data", (params, data), "fit")
+    streamed = is_stream(data)
+    _check.concrete("params or data", (params, None if streamed else data), "fit")
     resumed = isinstance(params, State)
     state = _tree.hold(params if resumed else init(params, optimizer))
     first = int(state.step)
     with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(Stream(data)) if is_stream(data) else None
+        stream = stack.enter_context(Stream(data)) if streamed else None
         data = stream.shapes(record_every) if stream else _tree.pack(_check.data(data))
 
         memory = stop.init() if isinstance(stop, Rule) else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -161,11 +161,10 @@ class Stream:
 
 def is_stream(data: Any) -> bool:
     """Whether data is read on the host: a function of ours, or an iterable that is no pytree."""
-    if isinstance(data, HostBatches):
+    if isinstance(data, HostBatches | Iterator):  # JAX warns of iterators in pytrees
         return True
-    is_leaf = jax.tree_util.all_leaves([data])
     plain = callable(data) or _tree.is_array(data) or isinstance(data, str | bytes)
-    return is_leaf and not plain and isinstance(data, Iterable)
+    return isinstance(data, Iterable) and not plain and jax.tree_util.all_leaves([data])
 
 
 def _host_batch(batch: Any) -> Any:
