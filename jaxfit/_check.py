@@ -240,9 +240,10 @@ def stretch(start: Any, stop: Any, frames: Any, end: Any) -> None:
         raise ValueError(f"start is {start} and stop {stop}, but start comes first: swap them.")
     if any(isinstance(known, jax.core.Tracer) for known in (frames, end)):
         return
-    if not frames[0] <= start <= stop <= end:
+    first = np.asarray(frames)[0]  # not as JAX's: under jit, that would be traced
+    if not first <= start <= stop <= int(end):
         raise ValueError(
-            f"start is {start} and stop {stop}, but the run goes from step {frames[0]} to {end}: "
+            f"start is {start} and stop {stop}, but the run goes from step {first} to {end}: "
             f"stay within, and use train to go on."
         )
 

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,6 +46,18 @@ def wait(tree: Any) -> None:
     while not all(leaf.is_ready() for leaf in leaves):
         time.sleep(pause)
         pause = min(2 * pause, 5e-3)
+
+
+def replicated(tree: Any) -> Any:
+    """Give every process all of the arrays of which it has a part."""
+
+    def gather(leaf):
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return leaf
+        everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+        return jax.jit(lambda leaf: leaf, out_shardings=everywhere)(leaf)
+
+    return jax.tree.map(gather, tree)
 
 
 def memory() -> int | None:

@@ -49,7 +49,8 @@ def encode(tree: Any) -> Any:
         return {"namedtuple": name, "fields": list(tree._fields), "of": parts}
     if type(tree) in (list, tuple):
         return {type(tree).__name__: parts}
-    return {"dict": [list(pair) for pair in zip(names, parts, strict=True)]}
+    kind = "dict" if type(tree) is dict else "node"
+    return {kind: [list(pair) for pair in zip(names, parts, strict=True)]}
 
 
 def _encode_leaf(leaf: Any) -> Any:
@@ -88,6 +89,8 @@ def decode(spec: Any) -> Any:
             return tuple(decode(part) for part in spec["tuple"])
         case "dict":
             return {name: decode(part) for name, part in spec["dict"]}
+        case "node":  # whose order JAX keeps
+            return collections.OrderedDict((name, decode(part)) for name, part in spec["node"])
     # Of classes, only named tuples that are imported already: making one runs no code of theirs.
     module, _, name = spec["namedtuple"].partition(":")
     made: Any = vars(sys.modules[module]).get(name) if module in sys.modules else None

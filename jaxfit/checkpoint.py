@@ -125,8 +125,9 @@ class Directory:
         try:
             if not self._failed:
                 self.wait()
-            self._writer.close()
         finally:
+            with contextlib.suppress(Exception):  # which has been raised by then
+                self._writer.close()
             self._unlock()
 
     def begin(self, state: Any, rule: Any, stop: int) -> tuple[Any, Any]:
@@ -189,10 +190,10 @@ class Directory:
         except Exception as error:
             self._failed = True
             lost = self.chunks.pop()
-            reason = next((line for line in str(error).splitlines() if line), repr(error))
+            reason = _reason(error)
             kept = f"the steps before {self.chunks[-1].stop} are" if self.chunks else "nothing is"
             raise OSError(
-                f"the chunk {lost.path} could not be written ({reason[:300].rstrip('.')}), and "
+                f"the chunk {lost.path} could not be written ({reason}), and "
                 f"{kept} committed: make room, and call fit again to go on."
             ) from error
 
@@ -400,15 +401,14 @@ def _read(chunk: Chunk, item: str, like: Any, place: bool = False) -> list[Any]:
             read[n] = tree[item][n]
             if (read[n].shape, read[n].dtype) != (leaf.shape, leaf.dtype):
                 raise ValueError(f"{item} {n} is {_check.shapes(read[n])}")
-            known = sums.get(f"{item}/{n}") if isinstance(read[n], np.ndarray) else None
-            if known not in (None, _spec.checksum(read[n])):
+            known = sums.get(f"{item}/{n}")
+            if known is not None and _spec.checksum(np.asarray(read[n])) != known:
                 raise ValueError(f"the checksum of {item} {n} differs")
     except ImportError:
         raise
     except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line), repr(error))
         raise ValueError(
-            f"the chunk {chunk.path} is damaged ({reason[:200].rstrip('.')}): put back a copy, or "
+            f"the chunk {chunk.path} is damaged ({_reason(error)}): put back a copy, or "
             f"remove it and all after it, and the run ends at step {chunk.start}."
         ) from error
     empty = lambda leaf: np.zeros(leaf.shape, leaf.dtype)
@@ -425,6 +425,13 @@ def _placed(array: Any, like: Any) -> Any:
     if isinstance(array, jax.Array) or not like.committed:
         return jnp.asarray(array)
     return jax.device_put(array, like.sharding)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error without TensorStore's specifications; its end, if it is long."""
+    text = next((line for line in str(error).splitlines() if line), repr(error))
+    text = text.partition(" [tensorstore_spec")[0].rstrip(".")
+    return text if len(text) < 200 else f"…{text[-200:]}"
 
 
 def _sums(chunk: Chunk) -> dict[str, int]:
@@ -461,8 +468,14 @@ def _locked(path: pathlib.Path) -> Any:
     """A directory that is this process's alone while the file that is returned is open."""
     import fcntl  # of systems that orbax runs on
 
-    path.mkdir(parents=True, exist_ok=True)
-    lock = (path / "lock").open("w")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / "lock").open("w")
+    except OSError as error:
+        raise type(error)(
+            f"{path} cannot be written ({error.strerror}): give another checkpoint_dir; what is "
+            f"there is read with jaxfit.load."
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from jaxfit._host import Static
 from jaxfit.checkpoint import Directory, identity
 from jaxfit.record import whole
 from jaxfit.stop import Rule
-from jaxfit.stream import Stream, is_stream
+from jaxfit.stream import HostBatches, Stream, is_stream
 from jaxfit.train import Run, State, Step, advance_recording, init
 
 __all__ = ["fit"]
@@ -139,6 +140,12 @@ def fit(
         run = Static((loss, optimizer, has_aux, record, stop))
         end, ended, error = num_steps, None, None  # as far as is known
         made = at = until = int(state.step) - first  # steps stored, started, and with data
+        if made and stream and not isinstance(stream.data, HostBatches):
+            warnings.warn(
+                f"data is an iterable, which knows no steps: step {first + made} sees the first "
+                f"batch that it gives; with jaxfit.host_batches, a run goes on exactly.",
+                stacklevel=2,
+            )
         seen = memory, *nowhere
         reading, room = None, pace.capacity * record_every
         started: collections.deque[_Chunk] = collections.deque()
@@ -175,20 +182,24 @@ def fit(
                     else:
                         every, most, number = steps, 1, 1
                     if steps:
-                        after = _chunk(run, every, most, state, data, seen, number)
-                        started.append(_Chunk(at, at + steps, number, state, seen, data, *after))
-                        at += steps
-                        state, _, seen = after
+                        try:
+                            after, new, saw = _chunk(run, every, most, state, data, seen, number)
+                        except Exception as raised:  # what was started before it is still stored
+                            end, error = at, raised
+                            continue
+                        new = _host.replicated(new)  # before the next chunk is in its way
+                        started.append(
+                            _Chunk(at, at + steps, number, state, seen, data, after, new, saw)
+                        )
+                        at, state, seen = at + steps, after, saw
                 else:
                     chunk = started.popleft()
                     _host.wait(chunk.rows)
                     # As NumPy's: whatever JAX computes would wait for the chunk just started.
                     where, value = map(np.asarray, chunk.saw[1:])
                     if where >= 0:  # the steps of this chunk before that one, once more
-                        end, ended = (
-                            int(where) - first,
-                            f"{_check.show(stop)} was true at step {where}",
-                        )
+                        end, error = int(where) - first, None
+                        ended = f"{_check.show(stop)} was true at step {where}"
                         at, until, data = chunk.start, chunk.stop, chunk.data
                         state, seen = chunk.before, chunk.seen
                         started.clear()

@@ -218,8 +218,13 @@ def _state_at(
 ) -> State:
     """The state before a step, made again from the last keyframe at or before it."""
     frames, known = _frames(run), run.known_steps
-    if isinstance(frames.step, np.ndarray) and not isinstance(step, jax.core.Tracer):
-        # Frames on disk: which one is read must be known, under jax.jit, too.
+    if isinstance(frames.step, np.ndarray):
+        # On the host or on disk: which one is read must be known, under jax.jit, too.
+        if isinstance(step, jax.core.Tracer):
+            raise TypeError(
+                "step is traced, but the keyframes are on the host or on disk: pass the run "
+                "into the jitted function as jax.tree.map(np.asarray, run), or give a Python int."
+            )
         index = int(np.searchsorted(frames.step, step, side="right")) - 1
         state = _row(frames, index)
     elif known is None or len(known) != len(frames.step) or isinstance(step, jax.core.Tracer):

@@ -99,7 +99,7 @@ class Stream:
     """
 
     def __init__(self, data: HostBatches | Iterable[Any]):
-        self._data = data
+        self.data = data
         self._iterator = iter(()) if isinstance(data, HostBatches) else iter(data)
         self._first = None  # of an iterator, which had to give it for its shapes
         if isinstance(data, HostBatches):
@@ -144,17 +144,17 @@ class Stream:
         return Read(ahead, made, made < number, error)
 
     def _next(self, step: int) -> Any:
-        if isinstance(self._data, HostBatches):
-            return self._data.read(step)
+        if isinstance(self.data, HostBatches):
+            return self.data.read(step)
         if self._first is not None:
             batch, self._first = self._first, None
             return batch
         try:
             batch = next(self._iterator)
         except StopIteration:
-            if iter(self._data) is self._iterator:  # a generator, which is at its end
+            if iter(self.data) is self._iterator:  # a generator, which is at its end
                 raise
-            self._iterator = iter(self._data)  # a loader, which begins its next epoch
+            self._iterator = iter(self.data)  # a loader, which begins its next epoch
             batch = next(self._iterator)
         return _same(step, self.like, _host_batch(batch))
 

@@ -1,6 +1,11 @@
 """Small problems, and what it means that two results are the same."""
 
+import os
+import pathlib
 import re
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -82,3 +87,29 @@ def perceptron():
         return 1.1 * x[rows] + 0.1, y[rows]
 
     return loss, jaxfit.models.mlp_init(jax.random.key(4), (8, 12, 3)), data
+
+
+def process(code, *arguments, **environment):
+    """Start Python with some code and arguments."""
+    root = pathlib.Path(__file__).parent.parent
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def two_processes(code, *arguments):
+    """What two say who work together; they are given an address and which they are, too."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    said = []
+    with process(code, *arguments, address, 0) as one, process(code, *arguments, address, 1) as two:
+        for running in one, two:
+            out, complaint = running.communicate(timeout=300)
+            assert running.returncode == 0, complaint
+            said.append((out, complaint))
+    return said

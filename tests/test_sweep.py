@@ -3,11 +3,8 @@
 import hashlib
 import itertools
 import os
-import pathlib
 import re
 import signal
-import socket
-import subprocess
 import sys
 import types
 
@@ -22,7 +19,15 @@ from hypothesis import strategies as st
 import jaxfit
 from jaxfit import sweep as sweep_function
 from jaxfit.sweep import Sweep, _batch_size, _tiles, sweep
-from tests.common import assert_close, assert_same_bits, guess, loss, perceptron
+from tests.common import (
+    assert_close,
+    assert_same_bits,
+    guess,
+    loss,
+    perceptron,
+    process,
+    two_processes,
+)
 
 OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam, "lbfgs": optax.lbfgs}
 RATES = np.array([0.01, 0.1, 0.3, 1.0, 0.03], np.float32)
@@ -124,18 +129,6 @@ for result in results:
 """
 
 
-def process(code, *arguments, **environment):
-    """Start Python with some code and arguments."""
-    root = pathlib.Path(__file__).parent.parent
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def hashes(said):
     return re.findall("[0-9a-f]{64}", said)
 
@@ -158,14 +151,8 @@ def test_eight_devices_make_the_bits_of_one(adam):
 
 
 def test_two_processes_make_the_bits_of_one_and_both_have_them_all(adam):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    with process(ELSEWHERE, 4, address, 0) as one, process(ELSEWHERE, 4, address, 1) as other:
-        for running in one, other:
-            said, complaint = running.communicate(timeout=300)
-            assert running.returncode == 0, complaint
-            assert hashes(said) == adam
+    for said, _ in two_processes(ELSEWHERE, 4):
+        assert hashes(said) == adam
 
 
 # The product and its labels
