@@ -25,7 +25,7 @@ from jaxfit._host import Static
 from jaxfit.checkpoint import Directory, identity
 from jaxfit.record import whole
 from jaxfit.stop import Rule
-from jaxfit.stream import HostBatches, Stream, is_stream
+from jaxfit.stream import Stream, is_stream
 from jaxfit.train import Run, State, Step, advance_recording, init
 
 __all__ = ["fit"]
@@ -123,7 +123,7 @@ def fit(
             _check.memory(-(-num_steps // record_every), size, _host.memory())
             rows: _Rows | Directory = _Rows(row, first, num_steps, record_every, resumed)
         else:
-            batch = stream.like if stream else _first_batch(data, state.step)
+            batch = stream.first if stream else _first_batch(data, state.step)
             program = traced(None, ())  # where it ends does not make it another
             about = identity(_tree.unpack(state), _tree.unpack(row), batch, record_every, program)
             rows = stack.enter_context(Directory(path, about, _tree.unpack(row)))
@@ -140,7 +140,7 @@ def fit(
         run = Static((loss, optimizer, has_aux, record, stop))
         end, ended, error = num_steps, None, None  # as far as is known
         made = at = until = int(state.step) - first  # steps stored, started, and with data
-        if made and stream and not isinstance(stream.data, HostBatches):
+        if made and stream and not stream.exact:
             warnings.warn(
                 f"data is an iterable, which knows no steps: step {first + made} sees the first "
                 f"batch that it gives; with jaxfit.host_batches, a run goes on exactly.",

@@ -96,16 +96,19 @@ class Stream:
     Attributes:
       like: the first batch, as NumPy's arrays without keys.
       size: bytes of a batch.
+      exact: whether a batch is that of a step, and not whatever comes next.
+      first: what is known of the first batch; of an iterable, the shapes alone.
     """
 
     def __init__(self, data: HostBatches | Iterable[Any]):
-        self.data = data
-        self._iterator = iter(()) if isinstance(data, HostBatches) else iter(data)
-        self._first = None  # of an iterator, which had to give it for its shapes
+        self._data, self.exact = data, isinstance(data, HostBatches)
         if isinstance(data, HostBatches):
-            self.like = data.like
+            self.first = self.like = data.like
         else:
-            self._first = self.like = _host_batch(_check.first_batch(self._iterator))
+            self._iterator = iter(data)
+            self._given = self.like = _host_batch(_check.first_batch(self._iterator))
+            shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            self.first = jax.tree.map(shape, self.like)
         self.size = sum(leaf.nbytes for leaf in jax.tree.leaves(self.like))
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "jaxfit-stream")
 
@@ -144,17 +147,17 @@ class Stream:
         return Read(ahead, made, made < number, error)
 
     def _next(self, step: int) -> Any:
-        if isinstance(self.data, HostBatches):
-            return self.data.read(step)
-        if self._first is not None:
-            batch, self._first = self._first, None
+        if isinstance(self._data, HostBatches):
+            return self._data.read(step)
+        if self._given is not None:  # which was read for its shapes
+            batch, self._given = self._given, None
             return batch
         try:
             batch = next(self._iterator)
         except StopIteration:
-            if iter(self.data) is self._iterator:  # a generator, which is at its end
+            if iter(self._data) is self._iterator:  # a generator, which is at its end
                 raise
-            self._iterator = iter(self.data)  # a loader, which begins its next epoch
+            self._iterator = iter(self._data)  # a loader, which begins its next epoch
             batch = next(self._iterator)
         return _same(step, self.like, _host_batch(batch))
 
