@@ -1,4 +1,4 @@
-"""One long run, driven from Python in compiled chunks: progress, Ctrl-C, an early end."""
+"""One long run, driven from Python in compiled chunks: progress, Ctrl-C, checkpoints, streams."""
 
 from __future__ import annotations
 
@@ -52,8 +52,9 @@ def fit(
 ) -> Run:
     """The run of `train`, bit for bit, driven from Python in compiled chunks.
 
-    While the device computes one chunk, the host stores the rows of the one before it: host memory
-    holds what is recorded, device memory the rows of two chunks. One program serves chunks of
+    While the device computes one chunk, the host stores the rows of the one before it and reads
+    the batches of the one after it: host memory holds what is recorded, or nothing of it with a
+    ``checkpoint_dir``, and device memory the rows and batches of two chunks. One program serves chunks of
     all lengths, and one more the last steps if ``record_every`` does not divide their number; they
     are kept as ``jax.jit`` keeps them, so that a second call with the same objects and shapes
     compiles nothing.
@@ -63,27 +64,48 @@ def fit(
       params: as in `train`: where to start, or a `State` to go on from.
       optimizer: as in `train`.
       num_steps: how many updates to make.
-      data: as in `train`.
+      data: as in `train`; or ``jaxfit.host_batches(fn)``, a Python function of the step; or an
+        iterable of batches, such as a generator or a DataLoader. A generator that is at its end
+        ends the run; what can be iterated again begins its next epoch. An iterable knows no steps:
+        it is read up to two chunks ahead, and a run that is resumed sees what it gives next, not
+        what its step would have seen. With ``host_batches``, runs are resumed exactly.
       has_aux: as in `train`.
       record: as in `train`.
       record_every: as in `train`.
       chunk_size: how many steps to make at once, rounded up to a multiple of ``record_every``. By
-        default as many as take about half a second or record 16 MB, whichever is less.
+        default as many as take about half a second, or have 16 MB of rows and batches if that is
+        less; with a ``checkpoint_dir``, a hundredth of the time so far, up to five seconds, and
+        more if writing takes a tenth of that.
       progress: whether to show a bar with steps per second, time left and the loss, if there is a
         terminal or notebook to show it in; ``"always"`` shows it in a file or pipe, too.
+      checkpoint_dir: a directory, new or with this run, which then goes on, to the last bit, from
+        its last chunk, up to ``num_steps`` in all; a finished one is returned at once. Each chunk
+        is written in the background and committed as a whole with its rows, the `State` after it
+        and what a rule of ``stop`` remembers, so that a process can be killed at any moment. Needs
+        the extra ``checkpoint``; takes the disk space of a `State` for each chunk.
       stop: a function of a `Step` that returns whether to end there, or a rule of ``jaxfit.stop``.
         The run ends at the first step for which it is true, as if ``num_steps`` had been the
         number of steps before it: ``run.state`` is the state that this step found.
 
     Returns:
-      A `Run` whose rows are NumPy arrays in host memory, without keyframes; its ``ended`` says why
-      it ended before ``num_steps`` steps, if it did.
+      A `Run` whose rows are NumPy arrays in host memory, without keyframes; with a
+      ``checkpoint_dir``, they are read from there as in `load`, and the end of every chunk is a
+      keyframe. Its ``ended`` says why it ended before ``num_steps`` steps, if it did.
 
       Ctrl-C ends it after the current chunk, and the run so far is returned; a second Ctrl-C raises
       KeyboardInterrupt at once.
 
+      With ``jax.distributed``, every process calls `fit` alike and has all rows; the first shows
+      progress, all write to ``checkpoint_dir``, which all must see, and Ctrl-C raises at once.
+
     Raises:
-      TypeError, ValueError: as `train` does, before anything is compiled.
+      TypeError, ValueError: as `train` does, before anything is compiled; ValueError, too, if
+        ``checkpoint_dir`` holds another run, with the difference: other shapes or dtypes, optimizer
+        or record, first batch or computation. Where it ends is no part of what a run is.
+      RuntimeError: if another `fit` is writing to ``checkpoint_dir``.
+      OSError: if a chunk could not be written; those before it are safe.
+      Exception: whatever data, loss or record raise, after the steps before are committed; notes
+        name the steps.
 
     >>> import jax.numpy as jnp, optax, jaxfit
     >>> loss = lambda a: jnp.sum((a - 1.0) ** 2)
