@@ -97,6 +97,7 @@ def fit(
 
       With ``jax.distributed``, every process calls `fit` alike and has all rows; the first shows
       progress, all write to ``checkpoint_dir``, which all must see, and Ctrl-C raises at once.
+      Batches that come from Python have to be the same in all.
 
     Raises:
       TypeError, ValueError: as `train` does, before anything is compiled; ValueError, too, if

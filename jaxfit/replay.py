@@ -239,5 +239,10 @@ def _state_at(
 
 
 def _row(tree: Any, index: Any) -> Any:
-    pick = lambda leaf: leaf[index] if isinstance(leaf, Rows) or _tree.is_array(leaf) else leaf
+
+    def pick(leaf):
+        if isinstance(leaf, Rows | np.ndarray):  # of which a traced number can pick nothing
+            return jnp.asarray(leaf[index])
+        return leaf[index] if _tree.is_array(leaf) else leaf
+
     return jax.tree.map(pick, tree)

@@ -99,6 +99,17 @@ def test_every_end_of_a_chunk_is_a_keyframe(kept, data, trained):
         jax.jit(lambda step: jaxfit.at(loss, run, ADAM, step, data=data))(25)
 
 
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_replay_from_the_host_gives_the_loss_arrays_of_jax(on_disk, tmp_path):
+    table = lambda table, codes: jnp.mean((table[codes] - 1.0) ** 2)  # NumPy's takes no traced ones
+    codes = lambda step: (step + jnp.arange(3)) % 5
+    options = {"data": codes, "record": jaxfit.record.state, **OPTIONS}
+    options |= {"checkpoint_dir": tmp_path} if on_disk else {}
+    run = fit(table, jnp.zeros(5), optax.sgd(0.1), 20, **options)
+    part = jaxfit.replay(table, run, optax.sgd(0.1), 12, 15, data=codes)
+    assert_same_bits(part.trajectory["params"], run.trajectory.params[12:15])
+
+
 def test_a_finished_run_is_returned_without_compiling(kept, data, trained):
     compiled = _chunk._cache_size()
     run = fit(loss, guess, ADAM, STEPS, data=data, checkpoint_dir=kept, **OPTIONS)

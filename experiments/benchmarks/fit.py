@@ -16,6 +16,7 @@ until all is on disk; what it takes to read a state, and one array's rows; and t
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 import tempfile
@@ -40,7 +41,18 @@ from experiments.benchmarks.single_run import datasets as sklearn_datasets
 from jaxfit.checkpoint import Directory
 from jaxfit.record import whole
 
-STEPS = {"line": 1_000_000, "digits": 50_000}
+STEPS = {"line": 1_000_000, "wider": 10_000, "digits": 50_000}
+
+
+def wider(steps: int) -> Problem:
+    """The digits with 256 hidden units, of whose steps none is short."""
+    rng = np.random.default_rng(0)
+    first, last = (
+        jax.numpy.asarray(rng.normal(size=shape, scale=(2 / shape[0]) ** 0.5), np.float32)
+        for shape in ((64, 256), (256, 10))
+    )
+    given = first, jax.numpy.zeros(256), last, jax.numpy.zeros(10)
+    return dataclasses.replace(digits(steps), name="digits, 256 hidden units", params=given)
 
 
 def losses(step: jaxfit.Step) -> jax.Array:
@@ -174,7 +186,7 @@ def main() -> None:
     args = parser.parse_args()
 
     jax.config.update("jax_enable_compilation_cache", False)
-    for make in (line, digits) if sklearn_datasets else (line,):
+    for make in (line, wider, digits) if sklearn_datasets else (line,):
         problem = make(STEPS[make.__name__])
         for kept, record in {"whole trajectory": whole, "losses": losses}.items():
             contenders = contend(problem, record)
@@ -182,9 +194,10 @@ def main() -> None:
             head = f"{problem.name}, {problem.steps:,} steps, {kept}", "µs per step", "ratio"
             print(table(head, time_steps(contenders, args.repeats), args.markdown), end="\n\n")
             if problem.name == "digits" and record is losses:
-                contenders = on_disk(problem)
+                long = dataclasses.replace(problem, steps=5 * problem.steps)
+                contenders = on_disk(long)
                 check(contenders)
-                head = "digits, losses, in a directory", "µs per step", "ratio"
+                head = f"digits, {long.steps:,} steps, losses, on disk", "µs per step", "ratio"
                 print(table(head, time_steps(contenders, args.repeats), args.markdown), end="\n\n")
                 with tempfile.TemporaryDirectory() as folder:
                     contenders = streamed(problem, pathlib.Path(folder))
