@@ -54,10 +54,10 @@ def fit(
 
     While the device computes one chunk, the host stores the rows of the one before it and reads
     the batches of the one after it: host memory holds what is recorded, or nothing of it with a
-    ``checkpoint_dir``, and device memory the rows and batches of two chunks. One program serves chunks of
-    all lengths, and one more the last steps if ``record_every`` does not divide their number; they
-    are kept as ``jax.jit`` keeps them, so that a second call with the same objects and shapes
-    compiles nothing.
+    ``checkpoint_dir``, and device memory the rows and batches of two chunks. One program serves
+    chunks of all lengths, and one more the last steps if ``record_every`` does not divide their
+    number; they are kept as ``jax.jit`` keeps them, so that a second call with the same objects and
+    shapes compiles nothing.
 
     Args:
       loss: as in `train`.

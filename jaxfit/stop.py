@@ -51,7 +51,8 @@ def loss_below(value: float) -> Callable[[Step], jax.Array]:
 def not_finite(step: Step) -> jax.Array:
     """End where the loss, a gradient or an update is infinite or not a number.
 
-    The parameters of the ending run are the last from before the accident.
+    The parameters of the ending run are the last from before the accident, and ``jaxfit.blame``
+    says of its state what went bad first.
     """
     leaves = jax.tree.leaves((step.loss, step.grads, step.updates))
     return ~jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in leaves]))

@@ -146,7 +146,7 @@ def main():
     for name in faults:
         folder = pathlib.Path(base) / name
         for _ in range(30 if name == "random_moments" else 1):
-            end = end_of(globals()[name], folder, moments.uniform(0, 0.5))
+            end = end_of(globals()[name], folder, moments.uniform(0, 0.3))
             print(json.dumps([name, *end]), flush=True)
         print(json.dumps(["after it", *end_of(to_an_end, folder, None)]), flush=True)
 
