@@ -458,9 +458,9 @@ def fit(steps, folder=None, **options):
 
 folder = sys.argv[1]
 fit(12, folder, chunk_size=5)
-run = fit(30, folder, progress="always")
+run = fit(30, folder, chunk_size=5, progress="always")
 assert not run.state.params["w"].is_fully_addressable
-whole = fit(30, chunk_size=7)
+whole = fit(30, chunk_size=5)
 for one in run, whole, jaxfit.load(folder):
     rows = jax.tree.map(np.asarray, one.trajectory)
     print(hashlib.sha256(b"".join(leaf.tobytes() for leaf in jax.tree.leaves(rows))).hexdigest())

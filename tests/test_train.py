@@ -157,8 +157,8 @@ def test_the_states_are_the_same_whatever_is_recorded(problem, name):
     whole = run()
     assert_same_bits(run(record=record.metrics).state, whole.state)
     assert_same_bits(run(record=lambda s: (s.loss, s.updates)).state, whole.state)
-    options = {}, {"record_every": 4}, {"record_every": 3, "keyframe_every": 6}
-    for options in options[2:] if name == "lbfgs" else options:  # which takes seconds to compile
+    kinds = {}, {"record_every": 4}, {"record_every": 3, "keyframe_every": 6}
+    for options in kinds[2:] if name == "lbfgs" else kinds:  # which takes seconds to compile
         assert_same_bits(run(record=everything, **options).state, whole.state)
 
 
