@@ -21,8 +21,10 @@ def _close_figures():
 def less_optimized():
     """Save half of the time of a small study, which goes into compiling."""
     jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()  # of programs of other tests, whose last bits may be others
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

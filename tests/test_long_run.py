@@ -40,7 +40,6 @@ def study(command, library):
 def test_the_run_is_killed_and_goes_on_to_its_picture(
     study, library, tmp_path, monkeypatch, less_optimized
 ):
-    jax.clear_caches()  # of programs that were optimized, and whose last bits are others
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # in the processes that train, too
     printed, out = study("--minutes", 0.005, "--kills", 1), tmp_path / "out"
     number = len((library / "c.py").read_text())
