@@ -56,6 +56,11 @@ def data(data: Any) -> Any:
                 f"the step: write data=lambda step: batch."
             )
         return data
+    if isinstance(data, Iterator):
+        raise TypeError(
+            f"data is {show(data)}, but batches one after the other are taken by fit alone: give "
+            f"arrays, or a function of the step, as jaxfit.host_batches makes of one of Python's."
+        )
     return examples("data", data, "; or a function of the step for anything else")[0]
 
 

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxfit
-from jaxfit import _spec
+from jaxfit import _spec, plot
 from jaxfit._rows import Rows
 from jaxfit.fit import _chunk, fit
 from jaxfit.stop import Rule, loss_below, no_improvement
@@ -91,6 +91,7 @@ def test_every_end_of_a_chunk_is_a_keyframe(kept, data, trained):
     for start, stop in (3, 17), (30, 40), (40, 40):
         part = jaxfit.replay(loss, run, ADAM, start, stop, data=data)
         assert_same_bits(part.trajectory, row(trained.trajectory, slice(start, stop)))
+    assert plot.path(run, loss, data).lines
     within = jax.jit(lambda data: jaxfit.at(loss, run, ADAM, 25, data=data))(data)
     assert_same_bits(within.params, trained.trajectory["params"][25])
     with pytest.raises(

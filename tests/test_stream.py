@@ -152,6 +152,10 @@ REFUSED = {
         lambda: fit(loss, 0.0, ADAM, 9, data=iter([])),
         "data is an iterable without a batch",
     ),
+    "train": (
+        lambda: jaxfit.train(loss, 0.0, ADAM, 9, data=iter([])),
+        "but batches one after the other are taken by fit alone: give arrays, or a function",
+    ),
     "shapes": (
         lambda: fit(loss, 0.0, ADAM, 9, data=iter([{"x": np.ones(8)}, {"x": np.ones(5)}])),
         r"the batch of step 1 is not like the first \(float32\[5\] in the place of float32\[8\] at",

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from jaxfit import _tree
+from jaxfit._rows import Rows
 from jaxfit.train import Run
 
 BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
@@ -194,14 +195,15 @@ def grid(x: Any) -> tuple[np.ndarray, Any]:
 
 
 def kept(run: Run, name: str, caller: str) -> Any:
-    """What the recorder kept under a name."""
+    """What the recorder kept under a name, read if it is on disk."""
     if not isinstance(run.trajectory, dict) or name not in run.trajectory:
         held = list(run.trajectory) if isinstance(run.trajectory, dict) else type(run.trajectory)
         raise ValueError(
             f"{caller} draws {name!r}, but the trajectory holds {held}: "
             f"record it, as jaxfit.record.whole does."
         )
-    return run.trajectory[name]
+    read = lambda leaf: leaf[:] if isinstance(leaf, Rows) else leaf
+    return jax.tree.map(read, run.trajectory[name])
 
 
 def one_run(run: Run, caller: str) -> None:
