@@ -106,6 +106,7 @@ def to_an_end(folder, say):
     committed = int(jaxfit.load(folder).state.step)
     run = fit(committed + 50, folder)
     undisturbed = fit(committed + 50)
+    assert not list(folder.glob("*tmp*"))  # what was half written is gone
     from tests.common import assert_same_bits
 
     assert_same_bits(jax.tree.map(np.asarray, run.trajectory), undisturbed.trajectory)

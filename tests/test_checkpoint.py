@@ -301,7 +301,7 @@ def test_damaged_files_are_told_and_cost_no_more_than_their_chunk(copy, kept, da
     told = []
     for path in [*sorted(copy.glob("00000000[13]0*/**/*")), copy / "run.json", copy / "end.json"]:
         if path.is_dir() or "ocdbt.process" in str(path) or path.name == "commit_success.txt":
-            continue  # which nobody reads
+            continue  # of which nothing is read, where arrays are small
         content = path.read_bytes()
         flipped = bytearray(content)
         flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
@@ -334,6 +334,24 @@ def test_damaged_files_are_told_and_cost_no_more_than_their_chunk(copy, kept, da
     shutil.rmtree(copy / "0000000010-0000000020")
     with pytest.raises(ValueError, match="lacks the steps 10 to 20: put their folder back"):
         jaxfit.load(copy)
+
+
+def test_a_bit_that_flips_amid_a_large_array_is_told(tmp_path):
+    start = np.random.default_rng(0).normal(size=3000).astype(np.float32)
+    bowl = lambda a: jnp.sum(a**2)
+    run = fit(bowl, start, optax.sgd(0.1), 2, record=lambda s: s.loss, checkpoint_dir=tmp_path)
+    files = (tmp_path / "0000000001-0000000002").rglob("*")
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = largest.read_bytes()
+    assert len(content) > 9000  # random numbers, which cannot be packed
+    for place in range(1000, 9000, 500):
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        largest.write_bytes(flipped)
+        with pytest.raises(ValueError, match="is damaged"):
+            jaxfit.load(tmp_path)
+    largest.write_bytes(content)
+    assert_same_bits(jaxfit.load(tmp_path).state, run.state)
 
 
 FAULTS = {
