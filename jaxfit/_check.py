@@ -327,13 +327,14 @@ def batch_leaf(leaf: np.ndarray) -> None:
         )
 
 
-def batch(step: int, like: Any, given: Any) -> None:
+def batch(step: int, like: Any, given: Any) -> Any:
     """A batch is made like the first."""
     if found := difference(like, given):
         raise ValueError(
             f"the batch of step {step} is not like the first ({found}), but one program takes all "
             f"of them: give batches of one shape, and drop what is left at the end of an epoch."
         )
+    return given
 
 
 def first_batch(iterator: Any) -> Any:

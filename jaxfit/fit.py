@@ -302,7 +302,7 @@ class _Pace:
 
     def measure(self, number: int, storing: float) -> None:
         """Choose the next length, after a chunk of so many rows that took so long to store."""
-        # Processes have to agree: on what the first measures of the first chunks.
+        # Processes have to agree, on what the first of them measures of the first chunks.
         if self._growing is None or (jax.process_count() > 1 and self._measured == 16):
             return
         now = time.perf_counter()

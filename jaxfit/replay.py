@@ -239,6 +239,7 @@ def _state_at(
 
 
 def _row(tree: Any, index: Any) -> Any:
+    """One of stacked trees; what is no array is the same in all."""
 
     def pick(leaf):
         if isinstance(leaf, Rows | np.ndarray):  # of which a traced number can pick nothing

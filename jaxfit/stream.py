@@ -33,7 +33,7 @@ class HostBatches:
 
     def read(self, step: int) -> Any:
         """The batch of a step, as NumPy's arrays without keys."""
-        return _same(step, self.like, _host_batch(self.fn(step)))
+        return _check.batch(step, self.like, _host_batch(self.fn(step)))
 
 
 def host_batches(fn: Callable[[int], Any]) -> HostBatches:
@@ -84,7 +84,7 @@ class Ahead:
 class Read(NamedTuple):
     """What was read ahead."""
 
-    data: Any  # packed
+    data: Ahead
     number: int  # of steps
     over: bool  # whether there are no more
     error: Exception | None  # that it was over with
@@ -155,11 +155,12 @@ class Stream:
         try:
             batch = next(self._iterator)
         except StopIteration:
-            if iter(self._data) is self._iterator:  # a generator, which is at its end
+            again = iter(self._data)
+            if again is self._iterator:  # a generator, which is at its end
                 raise
-            self._iterator = iter(self._data)  # a loader, which begins its next epoch
-            batch = next(self._iterator)
-        return _same(step, self.like, _host_batch(batch))
+            self._iterator = again  # a loader's, which begins its next epoch
+            batch = next(again)
+        return _check.batch(step, self.like, _host_batch(batch))
 
 
 def is_stream(data: Any) -> bool:
@@ -179,8 +180,3 @@ def _host_batch(batch: Any) -> Any:
         return np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
     return jax.tree.map(convert, _tree.without_keys(batch))
-
-
-def _same(step: int, like: Any, batch: Any) -> Any:
-    _check.batch(step, like, batch)
-    return batch

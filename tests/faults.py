@@ -64,12 +64,12 @@ def in_a_commit(folder, _):
 def before_it_is_renamed(folder, _):
     rename = os.rename
 
-    def die_at_the_fourth(source, target, **keywords):
+    def die_at_the_third(source, target, **keywords):
         if str(target).endswith("-0000000072"):
             die()
         return rename(source, target, **keywords)
 
-    os.rename = os.replace = die_at_the_fourth
+    os.rename = os.replace = die_at_the_third
     fit(300, folder)
 
 

@@ -98,6 +98,9 @@ def test_every_end_of_a_chunk_is_a_keyframe(kept, data, trained):
         TypeError, match="step is traced, but the keyframes are on the host or on disk: pass"
     ):
         jax.jit(lambda step: jaxfit.at(loss, run, ADAM, step, data=data))(25)
+    in_memory = jax.tree.map(np.asarray, run)  # as it says
+    step = jax.jit(lambda run, step: jaxfit.at(loss, run, ADAM, step, data=data))(in_memory, 25)
+    assert_same_bits(step.params, trained.trajectory["params"][25])
 
 
 @pytest.mark.parametrize("on_disk", [True, False])
@@ -316,6 +319,15 @@ def test_damaged_files_are_told_and_cost_no_more_than_their_chunk(copy, kept, da
                 assert " is damaged (" in told[-1] and told[-1].count("\n") == 0
         path.write_bytes(content)
     assert len(told) >= 15
+
+    manifest = copy / "0000000010-0000000020" / "manifest.ocdbt"
+    content = manifest.read_bytes()
+    manifest.write_bytes(b"")
+    losses = jaxfit.load(copy).trajectory["loss"]
+    with pytest.raises(ValueError, match="0000000010-0000000020 is damaged"):
+        losses[15]
+    assert_same_bits((losses[:10], losses[20:]), (expected["loss"][:10], expected["loss"][20:]))
+    manifest.write_bytes(content)
 
     last = copy / "0000000030-0000000040"
     data_files = sorted((last / "d").iterdir(), key=lambda path: path.stat().st_size)

@@ -79,10 +79,15 @@ def test_a_loader_begins_its_next_epoch_and_a_generator_ends():
     class Loader:
         """Epochs of nine batches, as PyTorch's DataLoader has them."""
 
+        epochs = 0
+
         def __iter__(self):
+            self.epochs += 1
             return iter([batch(step) for step in range(9)])
 
-    run = fit(loss, 0.0, ADAM, STEPS, data=Loader(), chunk_size=10)
+    loader = Loader()
+    run = fit(loss, 0.0, ADAM, STEPS, data=loader, chunk_size=10)
+    assert loader.epochs == STEPS // 9  # none is begun for nothing
     again = fit(loss, 0.0, ADAM, STEPS, data=jaxfit.host_batches(lambda step: batch(step % 9)))
     assert_same_bits(run.trajectory, again.trajectory)
     assert run.ended is None
