@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxfit import _check, _tree
-from jaxfit.train import State
+from jaxfit.run import State
 
 
 def is_stored(leaf: Any) -> bool:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfit import _check, _tree
-from jaxfit.train import State, _prepare
+from jaxfit._step import Problem, stepper
+from jaxfit.run import State
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _SITE = os.sep + "site-packages" + os.sep
@@ -125,8 +126,8 @@ def blame(
 
     def take_step(state, fixed):
         given = data if callable(data) else fixed
-        state, take_step, complete = _prepare(loss, _tree.unpack(state), optimizer, given, has_aux)
-        return _tree.pack(complete(take_step(state)[1]))
+        there = stepper(Problem(loss, optimizer, given, has_aux), _tree.unpack(state))
+        return _tree.pack(there.step_of(there.state, there.take(there.state)[1]))
 
     given = _tree.hold(state), fixed
     program, shapes = jax.make_jaxpr(take_step, return_shape=True)(*given)
@@ -191,6 +192,8 @@ def _apply(equation: Any, inputs: list[_Value], path: tuple, clock: Any) -> list
     if name in _INLINE.split():
         inner = next(params[key] for key in ("jaxpr", "call_jaxpr") if key in params)
         return _evaluate(inner, inputs, path, clock)
+    if name == "unit":  # which hands on what it is given
+        return inputs
     if name == "cond":
         return _evaluate(params["branches"][int(inputs[0].array)], inputs[1:], path, clock)
     with equation.ctx.manager:
@@ -288,7 +291,7 @@ def _where(path: tuple) -> str | None:
         text = jax.extend.source_info_util.summarize(equation.source_info, num_frames=1000)
         lines = re.findall(r"^(.*?):(\d+)(?::\d+)? \((.*)\)$", text, re.MULTILINE)
         # The frames around the step are those of whoever asks for the blame.
-        ours = [i for i, (file, *_) in enumerate(lines) if file == f"{_HERE}train.py"]
+        ours = [i for i, (file, *_) in enumerate(lines) if file == f"{_HERE}_step.py"]
         for file, line, function in reversed(lines[ours[-1] + 1 if ours else 0 :]):
             library = file.startswith(_HERE) or _SITE in file
             start = os.path.dirname(file) + os.sep

@@ -29,7 +29,7 @@ from jax.experimental import multihost_utils
 
 from jaxfit import _check, _spec, _tree
 from jaxfit._rows import Rows
-from jaxfit.train import Run, State
+from jaxfit.run import Run, State
 
 __all__ = ["load"]
 

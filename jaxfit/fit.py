@@ -20,13 +20,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm.auto import tqdm
 
-from jaxfit import _check, _host, _tree
+from jaxfit import _check, _host, _loops, _tree
 from jaxfit._host import Static
+from jaxfit._step import Problem, stepper
 from jaxfit.checkpoint import Directory, identity
 from jaxfit.record import whole
 from jaxfit.stop import Rule
 from jaxfit.stream import Stream, is_stream
-from jaxfit.train import Run, State, Step, advance_recording, init
+from jaxfit.run import Run, State, Step
+from jaxfit.train import init
 
 __all__ = ["fit"]
 
@@ -339,8 +341,11 @@ def _chunk(
     """Some rows of a run: the state after them, the rows [capacity, …], and what was seen."""
     loss, optimizer, has_aux, record, stop = run.things
 
-    def watch(step: Step, seen: Any) -> Any:
-        memory, where, _ = seen
+    problem = stepper(Problem(loss, optimizer, _tree.unpack(data), has_aux), _tree.unpack(state))
+
+    @problem.unit
+    def watched(state: State, info: Any, seen: Any) -> Any:
+        step, (memory, where, _) = problem.step_of(state, info), seen
         true: Any = jnp.array(False)
         if isinstance(stop, Rule):
             true, memory = stop.update(step, memory)
@@ -350,19 +355,24 @@ def _chunk(
         where = jnp.where((where < 0) & true, step.step, where)
         return memory, where, step.loss.astype(np.float32)
 
-    state, rows, seen = advance_recording(
-        loss,
-        _tree.unpack(state),
-        optimizer,
+    @problem.unit
+    def recorded(state: State, info: Any) -> Any:
+        return _tree.pack(_check.recorded(record(problem.step_of(state, info))))
+
+    def take(carry: Any) -> Any:
+        state, seen = carry
+        after, info = problem.take(state)
+        return (after, watched(state, info, seen)), info
+
+    (state, seen), rows = _loops.recording(
+        take,
+        lambda carry, info: recorded(carry[0], info),
+        (problem.state, seen),
         number,
         capacity,
-        data=_tree.unpack(data),
-        has_aux=has_aux,
-        record=record,
-        record_every=record_every,
-        watch=watch,
-        seen=seen,
+        record_every,
     )
+    state = problem.complete(state)
     return _tree.hold(state), _tree.without_keys(rows), seen
 
 

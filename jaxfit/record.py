@@ -13,7 +13,7 @@ import optax
 from jaxfit import _tree
 
 if TYPE_CHECKING:  # train.py takes its default recorder from this file
-    from jaxfit.train import State, Step
+    from jaxfit.run import State, Step
 
 __all__ = ["metrics", "state", "whole"]
 

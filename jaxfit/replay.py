@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfit import _check, _tree
+from jaxfit import _check, _loops, _tree
 from jaxfit._rows import Rows
+from jaxfit._step import Problem, Stepper, stepper
 from jaxfit.record import whole
-from jaxfit.train import Run, State, Step, advance, init, train
+from jaxfit.run import Run, State, Step
+from jaxfit.train import init, train
 
 __all__ = ["at", "fork", "replay"]
 
@@ -75,7 +77,8 @@ def replay(
     """
     _check.stretch(start, stop, _frames(run).step, run.state.step)
     record_every = _check.count("record_every", record_every)
-    state = _state_at(loss, run, optimizer, start, data, has_aux)
+    there = _at(Problem(loss, optimizer, data, has_aux), run, start)
+    state = there.complete(there.state)
     more = lambda state: train(
         loss,
         state,
@@ -130,9 +133,9 @@ def at(
     if not isinstance(step, jax.core.Tracer):
         step = int(step)
         _check.stretch(step, step + 1, _frames(run).step, run.state.step)
-    state = _state_at(loss, run, optimizer, step, data, has_aux)
-    only = train(loss, state, optimizer, 1, data=data, has_aux=has_aux, record=lambda step: step)
-    return _row(only.trajectory, 0)
+    there = _at(Problem(loss, optimizer, data, has_aux), run, step)
+    _, info = there.take(there.state)
+    return there.step_of(there.state, info)
 
 
 def fork(state: State, optimizer: Any, *, carry: bool = False) -> State:
@@ -213,10 +216,8 @@ def _frames(run: Run) -> State:
     return frames
 
 
-def _state_at(
-    loss: Callable, run: Run, optimizer: Any, step: Any, data: Any, has_aux: bool
-) -> State:
-    """The state before a step, made again from the last keyframe at or before it."""
+def _at(problem: Problem, run: Run, step: Any) -> Stepper:
+    """Return the problem at a step, whose state is made again from the last keyframe before it."""
     frames, known = _frames(run), run.known_steps
     if isinstance(frames.step, np.ndarray):
         # On the host or on disk: which one is read must be known, under jax.jit, too.
@@ -234,8 +235,9 @@ def _state_at(
         # Under vmap, a step that is known is that of all the runs, as it was when they were made.
         index = min(step // known.step, len(known) - 1)
         state = dataclasses.replace(_row(frames, index), step=jnp.int32(known[index]))
-    _check.replayable(loss, state.params, data, state.step)
-    return advance(loss, state, optimizer, step, data=data, has_aux=has_aux)
+    _check.replayable(problem.loss, state.params, problem.data, state.step)
+    there = stepper(problem, state)
+    return there._replace(state=_loops.until(there, step))
 
 
 def _row(tree: Any, index: Any) -> Any:

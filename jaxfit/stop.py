@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 if TYPE_CHECKING:
-    from jaxfit.train import Step
+    from jaxfit.run import Step
 
 __all__ = ["Rule", "loss_below", "no_improvement", "not_finite"]
 

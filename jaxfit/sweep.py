@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from jaxfit import _check, _host, _tree
 from jaxfit._host import Static
-from jaxfit.train import Run
+from jaxfit.run import Run
 
 __all__ = ["Sweep", "sweep"]
 
