@@ -16,6 +16,8 @@ import numpy as np
 import optax
 
 from jaxfit import _tree
+from jaxfit.run import Run, State, Step
+from jaxfit.stop import Rule
 
 
 def count(name: str, value: Any) -> int:
@@ -45,6 +47,40 @@ def lengths(num_steps: Any, record_every: Any, keyframe_every: Any) -> tuple[int
                 f"keyframe starts a row: make keyframe_every a multiple of record_every."
             )
     return num_steps, record_every, keyframe_every
+
+
+def start(params: Any, num_steps: int) -> None:
+    """Refuse what a run cannot start from, and a State after which int32 cannot count its steps."""
+    if isinstance(params, Run | Step):
+        kind = type(params).__name__
+        raise TypeError(
+            f"params is a {kind}, but must be parameters or a State: "
+            f"give {kind.lower()}.state to go on from there."
+        )
+    if not isinstance(params, State):
+        return
+    step = params.step
+    if np.ndim(step):
+        raise ValueError(
+            f"params holds States of shape {np.shape(step)}, but a run goes on from one: pick one "
+            f"with jax.tree.map(lambda leaf: leaf[0], states), or map train over them with "
+            f"jax.vmap."
+        )
+    if isinstance(step, jax.core.Tracer):
+        return
+    try:
+        first = operator.index(step)
+    except TypeError:
+        raise TypeError(
+            f"params is a State whose step is {show(step)}, but a step is a whole number: "
+            f"begin at 0 with jaxfit.init(params, optimizer)."
+        ) from None
+    if not 0 <= first <= 2**31 - 1 - num_steps:
+        raise ValueError(
+            f"params is a State at step {first} and num_steps is {num_steps}, but steps are "
+            f"counted from 0 to 2**31 - 1: take fewer, or count afresh from "
+            f"jaxfit.State(0, state.params, state.opt_state)."
+        )
 
 
 def data(data: Any) -> Any:
@@ -142,7 +178,13 @@ def value(objective: Callable, iterate: Any, step: Any, has_aux: bool) -> None:
             "params has no floating or complex leaf, so there is nothing to train: "
             "write 1.0 where 1 was meant, or convert integer arrays to floating ones."
         )
-    jaxpr, out = jax.make_jaxpr(objective, return_shape=True)(iterate, step)
+    try:
+        jaxpr, out = jax.make_jaxpr(objective, return_shape=True)(iterate, step)
+    except _UNKNOWN as error:
+        raise TypeError(
+            f"the loss, or data, asks for a number before there is one ({_reason(error)}): compute "
+            f"with jax.numpy alone, and choose with jnp.where in the place of if."
+        ) from error
     is_pair = isinstance(out, tuple) and len(out) == 2
     if has_aux and not is_pair:
         raise TypeError(
@@ -171,8 +213,8 @@ def value(objective: Callable, iterate: Any, step: Any, has_aux: bool) -> None:
         )
 
 
-def opt_state(given: Any, optimizer: optax.GradientTransformation, trained: Any) -> None:
-    """The optimizer can be served, and a given state of it belongs to it and these parameters."""
+def opt_state(given: State | None, optimizer: optax.GradientTransformation, trained: Any) -> None:
+    """The optimizer can be served, and a given State belongs to it and these parameters."""
     expected = jax.eval_shape(optimizer.init, trained)
     if _holds(expected, optax.contrib.DifferentiallyPrivateAggregateState):
         raise ValueError(
@@ -184,7 +226,7 @@ def opt_state(given: Any, optimizer: optax.GradientTransformation, trained: Any)
             "the optimizer is optax.lookahead, which keeps slow parameters beside the fast ones, "
             "but params is not a pair: give optax.LookaheadParams.init_synced(params)."
         )
-    if given is not None and (found := difference(expected, given)):
+    if given is not None and (found := difference(expected, given.opt_state)):
         raise ValueError(
             f"the given State does not belong to this optimizer ({found} in its optimizer "
             f"state): go on with the optimizer that made it, or start this one afresh with "
@@ -198,10 +240,9 @@ def update_errors() -> Iterator[None]:
     try:
         yield
     except (AttributeError, TypeError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise ValueError(
-            f"the optimizer could not make an update ({reason}): mend it so that it takes these "
-            f"parameters, or, if it wraps lbfgs, a line search or sam, let that be outermost."
+            f"the optimizer could not make an update ({_reason(error)}): mend it so that it takes "
+            f"these parameters, or, if it wraps lbfgs, a line search or sam, let that be outermost."
         ) from error
 
 
@@ -261,10 +302,9 @@ def replayable(loss: Callable, params: Any, data: Any, step: jax.Array) -> None:
         else:
             jax.eval_shape(lambda: loss(params, data(step) if callable(data) else data))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise ValueError(
-            f"the loss cannot be computed from the parameters of the run and this data ({reason}): "
-            f"replay with the loss and the data that the run was made with."
+            f"the loss cannot be computed from the parameters of the run and this data "
+            f"({_reason(error)}): replay with the loss and the data that the run was made with."
         ) from error
 
 
@@ -279,12 +319,21 @@ def concrete(name: str, value: Any, driver: str) -> None:
 
 def rule(stop: Any) -> None:
     """When a run ends: not at all, where a function of a step is true, or by a rule."""
-    if stop is not None and not callable(getattr(stop, "update", stop)):
+    if isinstance(stop, Rule):
+        for name, function, number in ("init", stop.init, 0), ("update", stop.update, 2):
+            if not callable(function) or not _takes(function, number):
+                raise TypeError(
+                    f"the rule stop has {show(function)} as its {name}, but that must be a "
+                    f"function of {number} arguments: write Rule(lambda: memory, "
+                    f"lambda step, memory: (boolean, memory))."
+                )
+        return
+    if stop is not None and not callable(stop):
         raise TypeError(
             f"stop is {show(stop)}, but must be a function of a Step that returns a boolean, or a "
-            f"rule: give jaxfit.stop.loss_below(0.1), say."
+            f"rule: give one, such as jaxfit.stop.loss_below(0.1)."
         )
-    if callable(stop) and not _takes(stop, 1):
+    if stop is not None and not _takes(stop, 1):
         raise TypeError(
             f"stop {show(stop)} takes other arguments, but it is called as stop(step): change its "
             f"signature, or call it first, as in jaxfit.stop.no_improvement(10)."
@@ -293,18 +342,28 @@ def rule(stop: Any) -> None:
 
 def ending(value: Any, stop: Any) -> None:
     """What a rule says is one boolean."""
-    if jnp.shape(value) or not jnp.issubdtype(jnp.result_type(value), jnp.bool_):
+    if not _is_carried(value) or _short(value) != "bool[]":
         raise TypeError(
-            f"stop {show(stop)} returned {shapes(value)}, but must return one boolean: "
-            f"compare something, as in step.loss < 0.1."
+            f"stop {show(stop)} returned {shapes(value)}, but must return one boolean: compare "
+            f"something, as in step.loss < 0.1, or call a maker of rules first, as in "
+            f"jaxfit.stop.loss_below(0.1)."
         )
 
 
 def directory(path: Any) -> pathlib.Path:
-    """A directory of the file system."""
+    """Return the absolute path of a directory, which may not be there yet."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"checkpoint_dir is {show(path)}, but must be the path of a directory.")
-    path = pathlib.Path(path).absolute()
+    if path == "":
+        raise ValueError(
+            'checkpoint_dir is "", but must be the path of a directory: give "." for this one.'
+        )
+    try:
+        path = pathlib.Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(
+            f"checkpoint_dir is {show(path)}, but there is no such home directory: give another."
+        ) from None
     if path.exists() and not path.is_dir():
         raise ValueError(f"checkpoint_dir is {path}, which is a file: give a directory.")
     return path
@@ -352,13 +411,18 @@ def progress(progress: Any) -> bool | None:
 
 
 def sweep(fn: Any, axes: Any) -> None:
-    """Axes of a sweep, and a function that takes an item of each as a keyword."""
+    """Check the axes of a sweep, and that a function takes an item of each as a keyword."""
     if not isinstance(axes, Mapping) or not axes:
         raise TypeError(
             f"axes is {show(axes)}, but must be a dict of one axis or more by name: "
-            f'give {{"lr": jnp.logspace(-3, 0, 32)}}, say.'
+            f'give some, as in {{"lr": jnp.logspace(-3, 0, 32)}}.'
         )
     for name, axis in axes.items():
+        if not isinstance(name, str):
+            raise TypeError(
+                f"axes has the name {show(name)}, but fn is called with one keyword for each axis: "
+                f"name axes with strings."
+            )
         _axis(name, axis)
     if not callable(fn):
         raise TypeError(f"fn is {show(fn)}, but must be a function of {', '.join(axes)}.")
@@ -374,7 +438,13 @@ def sweep(fn: Any, axes: Any) -> None:
 
 
 def _axis(name: Any, axis: Any) -> None:
-    """One axis: Python objects in a dict or a list, or arrays with a leading axis."""
+    """Check one axis: Python objects in a dict or a list, or arrays with a leading axis."""
+    unnamed = [label for label in axis if not isinstance(label, str)] if is_outside(axis) else []
+    if unnamed and isinstance(axis, Mapping):
+        raise TypeError(
+            f"axis {name!r} has the label {show(unnamed[0])}, but Python objects in a dict are "
+            f"labelled by strings: give these, or a list, whose items are labelled by their str."
+        )
     concrete(f"axis {name!r}", axis, "sweep")
     if is_outside(axis):
         if not len(axis):
@@ -404,9 +474,12 @@ def _axis(name: Any, axis: Any) -> None:
 
 
 def is_outside(axis: Any) -> bool:
-    """Whether an axis of a sweep holds Python objects, for one program each."""
+    """Return whether an axis of a sweep holds Python objects, for one program each."""
     if isinstance(axis, Mapping):
-        leaves = jax.tree.leaves(axis)
+        try:
+            leaves = jax.tree.leaves(axis)
+        except ValueError:  # JAX cannot sort the labels
+            return True
         return not leaves or not all(
             hasattr(leaf, "dtype") and _tree.is_array(leaf) for leaf in leaves
         )
@@ -414,34 +487,69 @@ def is_outside(axis: Any) -> bool:
 
 
 def devices(devices: Any) -> list[jax.Device]:
-    """One device or more, in a sequence."""
+    """Return one device or more as a list."""
     listed = list(devices) if isinstance(devices, Iterable) else []
     if not listed or not all(isinstance(one, jax.Device) for one in listed):
         raise TypeError(
             f"devices is {show(devices)}, but must be one device or more in a list: "
-            f"give jax.devices()[:1], say."
+            f"give some of jax.devices()."
+        )
+    if repeated := [one for one in listed if listed.count(one) > 1]:
+        raise ValueError(
+            f"devices has {repeated[0]} more than once, but each device takes a part of the runs: "
+            f"give each once."
         )
     return listed
 
 
-def results(labels: list[dict[str, str]], results: list[Any]) -> None:
-    """A function returns the same shapes for all Python objects, and something at all."""
-    for label, result in zip(labels, results, strict=True):
-        if found := difference(results[0], result):
+def results(labels: list[dict[str, str]], results: list[Any], again: Callable[[], Any]) -> None:
+    """Check that a function returns an array, and the same shapes and Python objects for all runs.
+
+    The first result is traced ``again`` if there are such objects: those that the function makes
+    are others then.
+    """
+    objects = [_objects(result) for result in results]
+    if objects[0]:
+        objects.append(_objects(again()))
+    for other in objects[1:]:
+        for path in objects[0] | other:
+            one, two = objects[0].get(path), other.get(path)
+            if one is not two and not (callable(one) and one == two):  # as methods are, looked up
+                at = f" at leaf {path!r}" if path else ""
+                raise TypeError(
+                    f"fn returned {show(other.get(path, one))}{at}, but the leaves of a result "
+                    f"must be arrays, numbers, or Python objects that are the same for all runs: "
+                    f"leave it out, or make it once, outside of fn."
+                )
+    is_array = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
+    only = lambda tree: jax.tree.map(lambda leaf: leaf if is_array(leaf) else None, tree)
+    arrays = [only(_tree.unpack(result)) for result in results]
+    for label, result in zip(labels, arrays, strict=True):
+        if found := difference(arrays[0], result):
             raise ValueError(
                 f"fn returns one shape for {labels[0]} and another for {label} ({found}), but the "
                 f"runs of a sweep are put in one array: return less, such as the losses alone, or "
                 f"sweep them one by one."
             )
-    if not jax.tree.leaves(results[0]):
+    if not jax.tree.leaves(arrays[0]):
         raise ValueError(
-            f"fn returned {shapes(results[0])}, but a sweep needs at least one array: "
-            f"return what to keep."
+            f"fn returned {shapes(_tree.unpack(results[0]))}, but a sweep needs at least one "
+            f"array: return what to keep."
         )
 
 
+def _objects(result: Any) -> dict[str, Any]:
+    """Return the leaves of a result that are Python objects, by their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(_tree.unpack(result))
+    return {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in leaves
+        if not isinstance(leaf, jax.ShapeDtypeStruct)
+    }
+
+
 def memory(runs: int, size: int, available: int | None) -> None:
-    """The result of so many runs of so many bytes fits into the host's memory."""
+    """Check that the results of all runs, each of some bytes, fit into the host's memory."""
     if available is not None and runs * size > available:
         raise ValueError(
             f"the result would take {runs * size / 1e9:,.1f} GB ({runs:,} runs of {size:,} bytes), "
@@ -451,7 +559,7 @@ def memory(runs: int, size: int, available: int | None) -> None:
 
 
 def scores(scores: Any, shape: tuple[int, ...]) -> None:
-    """One real number per run, of which one is not NaN."""
+    """Check that there is one real number per run, of which one is not NaN."""
     if not hasattr(scores, "dtype") or np.shape(scores) != shape or np.iscomplexobj(scores):
         raise ValueError(
             f"by gives {shapes(scores)}, but the best run is that of the lowest number, of shape "
@@ -461,14 +569,39 @@ def scores(scores: Any, shape: tuple[int, ...]) -> None:
         raise ValueError("all runs score NaN, so none is best: score something that is a number.")
 
 
-def recorded(row: Any) -> Any:
-    """What a recorder returned is something."""
-    if not jax.tree.leaves(row):
+def recorded(row: Any, rest: Any) -> Any:
+    """Return a row, which holds at least one array."""
+    if not any(map(_is_carried, jax.tree.leaves(returned("record", row, rest)))):
         raise ValueError(
-            f"record returned {row}, but a row needs at least one array: "
+            f"record returned {show(row)}, but a row needs at least one array: "
             f"return what to keep, such as step.loss."
         )
     return row
+
+
+def returned(name: str, tree: Any, rest: Any) -> Any:
+    """Return a tree, which holds arrays, numbers, and objects that ride along in the parameters.
+
+    These are known by their identity: what is made afresh at every call, a string or a function,
+    would give rows of one run different structures.
+    """
+    known = {id(leaf) for leaf in jax.tree.leaves(rest) if not _tree.is_array(leaf)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not _is_carried(leaf) and id(leaf) not in known:
+            at = f" at leaf {jax.tree_util.keystr(path)!r}" if path else ""
+            raise TypeError(
+                f"{name} returned {show(leaf)}{at}, but may return only arrays and numbers of "
+                f"JAX's dtypes, and objects found in the parameters: leave it out."
+            )
+    return tree
+
+
+def _is_carried(leaf: Any) -> bool:
+    """Return whether JAX can carry a leaf through a loop: no text, float0 or too large an int."""
+    try:
+        return _tree.is_array(leaf) and jax.typeof(leaf).dtype != jax.dtypes.float0
+    except (OverflowError, TypeError):
+        return False
 
 
 def difference(expected: Any, given: Any) -> str | None:
@@ -526,7 +659,11 @@ def _depends(jaxpr: Any, inputs: int) -> bool:
 
 
 def _short(leaf: Any) -> str:
-    return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+    try:
+        dtype: Any = jnp.result_type(leaf)
+    except TypeError:  # which JAX does not have
+        dtype = getattr(leaf, "dtype", type(leaf).__name__)
+    return f"{dtype}{list(np.shape(leaf))}"
 
 
 def shapes(tree: Any) -> str:
@@ -535,6 +672,19 @@ def shapes(tree: Any) -> str:
         jax.tree.map(lambda leaf: _Text(_short(leaf)) if hasattr(leaf, "dtype") else leaf, tree)
     )
     return text if len(text) < 200 else text[:197] + "…"
+
+
+# What JAX raises where Python is to know a number that is traced.
+_UNKNOWN = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error, to be put in a sentence."""
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 class _Text(str):
@@ -546,4 +696,4 @@ class _Text(str):
 def show(value: Any) -> str:
     """What was given: a function by its name, anything else as Python prints it."""
     named = getattr(value, "update", value) if isinstance(value, tuple) else value
-    return (getattr(named, "__name__", None) or repr(value))[:80]
+    return (getattr(named, "__name__", None) or " ".join(repr(value).split()))[:80]

@@ -32,13 +32,14 @@ def blocks(body: Callable, carry: Any, total: int, every: int) -> tuple[Any, Any
     """Run ``body(carry, n)`` for n = every, every, … and the remainder; join what it returns."""
     count, remainder = divmod(total, every)
     parts = []
-    if count:
-        carry, stacked = lax.scan(lambda carry, _: body(carry, every), carry, length=count)
-        join = lambda leaf: leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
-        parts.append(jax.tree.map(join, stacked))
-    if remainder:
-        carry, part = body(carry, remainder)
-        parts.append(part)
+    # A single block is the body of a loop as well: under vmap, what is carried is then batched
+    # before the first step as it is after it.
+    for length, number in ((count, every), (1, remainder)):
+        if length and number:
+            turn = lambda carry, _, number=number: body(carry, number)
+            carry, stacked = lax.scan(turn, carry, length=length)
+            join = lambda leaf: leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
+            parts.append(jax.tree.map(join, stacked))
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *parts)
 
 

@@ -47,6 +47,7 @@ class Stepper(NamedTuple):
     take: Callable[[State], tuple[State, Info]]
     complete: Callable[[State], State]
     step_of: Callable[[State, Info], Step]
+    row_of: Callable[[Callable], Callable]  # for a recorder, the unit (state, info) -> packed row
     unit: Callable[[Callable], Callable]  # for what else is computed of a step
 
 
@@ -56,10 +57,10 @@ def stepper(problem: Problem, params: Any) -> Stepper:
     _check.function("loss", loss, 1 if data is None else 2)
     data = _check.data(data)
     optimizer = _check.optimizer(optimizer)
-    params, given = (params.params, params) if isinstance(params, State) else (params, None)
-    params = _tree.as_arrays(params)
+    given = in_arrays(params) if isinstance(params, State) else None
+    params = _tree.as_arrays(params) if given is None else given.params
     trained, rest = _tree.trainable(params), _tree.others(params)
-    step = jnp.asarray(np.int32(0) if given is None else given.step, np.int32)
+    step = jnp.asarray(np.int32(0)) if given is None else given.step
     varies = callable(data)
 
     def batch_at(data: Any, step: jax.Array) -> Any:
@@ -68,7 +69,7 @@ def stepper(problem: Problem, params: Any) -> Stepper:
     def objective(trained: Any, batch: Any) -> Any:
         params = _tree.merge(trained, _iterate(rest))
         out = loss(params) if data is None else loss(params, _tree.unpack(batch))
-        return (out[0], _tree.pack(out[1])) if has_aux and isinstance(out, tuple) else out
+        return _tree.pack(_check.returned("the loss", out, rest))
 
     def complete(state: State) -> State:
         return dataclasses.replace(state, params=_tree.merge(state.params, rest))
@@ -79,6 +80,12 @@ def stepper(problem: Problem, params: Any) -> Stepper:
         state = complete(state)
         return Step(state.step, state.params, state.opt_state, *info)
 
+    def row_of(record: Callable[[Step], Any]) -> Callable[[State, Info], Any]:
+        def row(state: State, info: Info) -> Any:
+            return _tree.pack(_check.recorded(record(step_of(state, info)), rest))
+
+        return as_unit(row)
+
     source = _tree.hold(data)
     _check.value(
         lambda iterate, step: objective(iterate, batch_at(source, step)),
@@ -86,10 +93,10 @@ def stepper(problem: Problem, params: Any) -> Stepper:
         step,
         has_aux,
     )
-    _check.opt_state(None if given is None else given.opt_state, optimizer, trained)
+    _check.opt_state(given, optimizer, trained)
     opt_state = optimizer.init(trained) if given is None else given.opt_state
-    state, source, zero = hide((State(step, trained, opt_state), source, jnp.zeros((), np.int32)))
-    as_unit = lambda fn: unit(fn, zero)
+    state, source, zeros = hide((State(step, trained, opt_state), source, jnp.zeros(2, np.int32)))
+    as_unit = lambda fn: unit(fn, zeros)
     batch_unit, update_unit = as_unit(batch_at), as_unit(_update(objective, optimizer, has_aux))
 
     def take(state: State) -> tuple[State, Info]:
@@ -98,7 +105,19 @@ def stepper(problem: Problem, params: Any) -> Stepper:
         info = info._replace(batch=batch) if varies else info
         return State(state.step + 1, params, opt_state), info
 
-    return Stepper(state, take, complete, step_of, as_unit)
+    return Stepper(state, take, complete, step_of, row_of, as_unit)
+
+
+def in_arrays(state: State) -> State:
+    """Turn into JAX arrays what steps change of a State, which may hold NumPy's and numbers."""
+
+    def convert(leaf):
+        if isinstance(leaf, jax.Array) or not _tree.is_array(leaf):
+            return leaf
+        return jnp.asarray(leaf, jnp.result_type(leaf))
+
+    step, params = jnp.asarray(state.step, np.int32), _tree.as_arrays(state.params)
+    return State(step, params, jax.tree.map(convert, state.opt_state))
 
 
 def _update(objective: Callable, optimizer: Any, has_aux: bool) -> Callable:

@@ -18,14 +18,16 @@ import os
 import pathlib
 import re
 import shutil
+import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.extend import core
 
 from jaxfit import _check, _spec, _tree
 from jaxfit._rows import Rows
@@ -33,9 +35,15 @@ from jaxfit.run import Run, State
 
 __all__ = ["load"]
 
+_CHUNK = re.compile("[0-9]{10}-[0-9]{10}")
+_UNFINISHED = re.compile(_CHUNK.pattern + re.escape(".orbax-checkpoint-tmp") + ".*")
+# What orbax does in the background of a save goes by the number of the save that began last in the
+# process: each has to have begun before another does.
+_saving = threading.Lock()
+
 
 def load(checkpoint_dir: str | os.PathLike[str]) -> Run:
-    """The run that ``jaxfit.fit(…, checkpoint_dir=…)`` left, finished or not.
+    """Read the run that ``jaxfit.fit(…, checkpoint_dir=…)`` left, finished or not.
 
     Args:
       checkpoint_dir: the directory.
@@ -45,8 +53,8 @@ def load(checkpoint_dir: str | os.PathLike[str]) -> Run:
       whole by ``np.asarray``. The end of every chunk is a keyframe, so that `replay` and `at` work
       on it, outside of ``jax.jit`` or with the run closed over.
 
-      Dicts, lists, tuples and named tuples are what they were. Nodes of other types, Equinox
-      modules say, come as dicts of what they hold, and functions as their names, for nothing
+      Dicts, lists, tuples and named tuples are what they were. Nodes of other types, such as
+      Equinox modules, come as dicts of what they hold, and functions as their names, for nothing
       in the directory is executed: `fit`, called again with the arguments of a finished run,
       returns it at once with all types as they were.
 
@@ -62,7 +70,7 @@ def load(checkpoint_dir: str | os.PathLike[str]) -> Run:
     >>> run = jaxfit.fit(loss, jnp.zeros(3), adam, 1000, checkpoint_dir=folder, chunk_size=100)
     >>> loaded = jaxfit.load(folder)
     >>> loaded.trajectory["params"]
-    Rows of float32[1000, 3]
+    Rows of float32[1000, 3] on disk (read by np.asarray)
     >>> part = jaxfit.replay(loss, loaded, adam, 437, 441, record=lambda s: (s.loss, s.grads))
     >>> (part.trajectory[0] == loaded.trajectory["loss"][437:441]).all()
     Array(True, dtype=bool)
@@ -70,20 +78,19 @@ def load(checkpoint_dir: str | os.PathLike[str]) -> Run:
     path = _check.directory(checkpoint_dir)
     if not (path / "run.json").is_file():
         raise FileNotFoundError(f"{path} holds no run: give the checkpoint_dir of a fit.")
-    about = _read_json(path / "run.json")
+    about, state, row = _read_json(path / "run.json", _decoded)
     chunks = _committed(path, about["first"])
     if not chunks:
         raise FileNotFoundError(
             f"the run in {path} ended before its first chunk was committed: call fit again."
         )
-    state, row = _spec.decode(about["state"]), _spec.decode(about["row"])
     last = _read(chunks[-1], "state", _spec.stored(state))
     end = _tree.with_keys(_spec.filled(state, map(jnp.asarray, last)))
     return _run(path, about, chunks, end, state, row)
 
 
 class Chunk(NamedTuple):
-    """A folder that was committed."""
+    """Name a folder that was committed."""
 
     path: pathlib.Path
     start: int  # its first step
@@ -105,12 +112,7 @@ class Directory:
             with _together():
                 if jax.process_index() == 0:
                     self._lock = _locked(path)
-                    if (path / "run.json").exists():
-                        _check_same(path, _read_json(path / "run.json"), about)
-                    else:
-                        _write_json(path / "run.json", about)
-                    for left in path.glob("*.orbax-checkpoint-tmp*"):
-                        shutil.rmtree(left)
+                    _begin(path, about)
             self.chunks = _committed(path, about["first"])
         except BaseException:
             self._unlock()
@@ -131,7 +133,7 @@ class Directory:
             self._unlock()
 
     def begin(self, state: Any, rule: Any, stop: int) -> tuple[Any, Any]:
-        """Where the run stands: the State and the rule's memory, given as they are at its start."""
+        """Return where the run stands: the State and the rule's memory, given as at its start."""
         if not self.chunks:
             self.commit(self._about["first"], self._about["first"], state, rule, [])
             return state, rule
@@ -173,7 +175,7 @@ class Directory:
         }
         path = self.path / f"{start:010d}-{stop:010d}"
         self.chunks.append(Chunk(path, start, stop))
-        with self._errors():
+        with self._errors(), _saving:
             save = _orbax().args.PyTreeSave({item: part for item, part in tree.items() if part})
             self._writer.save(path, save, custom_metadata=_sealed(sums))
 
@@ -181,6 +183,16 @@ class Directory:
         """Wait until all is committed."""
         with self._errors():
             self._writer.wait_until_finished()
+
+    def kept(self, made: int) -> str | None:
+        """Say what is safe of the steps before that one; None if the error says so itself."""
+        if self._failed:
+            return None
+        try:
+            self.wait()
+        except OSError as error:
+            return str(error)
+        return f"the steps before step {made} are committed in {self.path}."
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -206,7 +218,7 @@ class Directory:
         self.chunks.pop()
 
     def _last(self, state: Any, rule: Any) -> tuple[Any, Any]:
-        """The State and the rule's memory after the last chunk.
+        """Return the State and the rule's memory after the last chunk.
 
         What is not a JAX array in the given State, which is of the same kind, is taken from there,
         as is the given memory if another rule, or none, was watching.
@@ -223,7 +235,7 @@ class Directory:
         return state, rule
 
     def run(self, state: Any, ended: str | None) -> Run:
-        """The run so far, of whose rows nothing is in memory.
+        """Return the run so far, of whose rows nothing is in memory.
 
         Args:
           state: the State after it.
@@ -242,7 +254,7 @@ class Directory:
 
 
 def identity(state: Any, row: Any, batch: Any, record_every: int, traced: Any) -> dict[str, Any]:
-    """What makes a run another; what a directory is compared by.
+    """Return what makes a run another; what a directory is compared by.
 
     Args:
       state: the State it starts from.
@@ -254,7 +266,7 @@ def identity(state: Any, row: Any, batch: Any, record_every: int, traced: Any) -
     state, batch = _tree.without_keys(state), _tree.without_keys(batch)
     # Functions print with the addresses where they happen to be.
     program = re.sub("0x[0-9a-f]+", "", str(traced.jaxpr))
-    constants = [leaf for leaf in traced.jaxpr.consts if _spec.is_stored(leaf)]
+    constants = _spec.describe(_tree.without_keys(list(_constants(traced.jaxpr, set()))))
     return {
         "format": 1,
         "jax": jax.__version__,
@@ -268,20 +280,63 @@ def identity(state: Any, row: Any, batch: Any, record_every: int, traced: Any) -
             "a row": _spec.describe(row),
             "the first batch": _spec.describe(batch),
         },
-        "program": [zlib.crc32(program.encode()), _spec.describe(constants)],
+        # In their order; how often one is there depends on what JAX had traced before.
+        "program": [zlib.crc32(program.encode()), *dict.fromkeys(map(tuple, constants.values()))],
     }
 
 
-def _check_same(path: pathlib.Path, kept: Any, given: Any) -> None:
-    if found := _difference(kept, json.loads(json.dumps(given))):
+def _constants(program: Any, seen: set[int]) -> Iterator[Any]:
+    """Yield the arrays that a program has closed over, and those of the programs in it."""
+    if id(program) in seen:
+        return
+    seen.add(id(program))
+    for leaf in getattr(program, "consts", ()):
+        yield leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    for equation in getattr(program, "jaxpr", program).eqns:
+        for inner in jax.tree.leaves(equation.params):
+            if isinstance(inner, core.Jaxpr | core.ClosedJaxpr):
+                yield from _constants(inner, seen)
+
+
+def _begin(path: pathlib.Path, about: Any) -> None:
+    """Make the directory that of a run, unless it is, and remove what was not committed.
+
+    What others have put there stays.
+    """
+    names = [entry.name for entry in path.iterdir()]
+    if "run.json" in names:
+        compared = functools.partial(_difference, given=json.loads(json.dumps(about)))
+        if found := _read_json(path / "run.json", compared):
+            raise ValueError(
+                f"{path} holds another run ({found}): give another directory, or go on from where "
+                f"that run stands with fit(loss, jaxfit.load({str(path)!r}).state, …) in another."
+            )
+    elif "end.json" in names or any(map(_CHUNK.fullmatch, names)):
         raise ValueError(
-            f"{path} holds another run ({found}): give another directory, or go on from where that "
-            f"run stands with fit(loss, jaxfit.load({str(path)!r}).state, …) in another."
+            f"{path} holds an end.json or chunks, but no run.json that says of which run they are: "
+            f"put back a copy of it, or give another directory."
         )
+    else:
+        _write_json(path / "run.json", about)
+    for name in filter(_UNFINISHED.fullmatch, names):
+        shutil.rmtree(path / name)
+
+
+def _decoded(about: Any) -> tuple[Any, Any, Any]:
+    """Check what run.json says; return it with trees like the State and like a row."""
+    if about["format"] != 1:
+        raise ValueError(f"its format is {about['format']}")
+    for name, least in ("first", 0), ("record_every", 1):
+        if type(about[name]) is not int or not least <= about[name] < 2**31:
+            raise ValueError(f"{name} is {about[name]}")
+    state, row = _spec.decode(about["state"]), _spec.decode(about["row"])
+    if not isinstance(state, State) or state.step != jax.ShapeDtypeStruct((), np.int32):
+        raise ValueError("its state has no step")
+    return about, state, row
 
 
 def _difference(kept: Any, given: Any) -> str | None:
-    """How a run differs from the one that is kept, in a few words."""
+    """Say how a run differs from the one that is kept, in a few words."""
     for name, leaves in given["leaves"].items():
         there = kept["leaves"][name]
         if extra := [key for key in there if key not in leaves]:
@@ -300,20 +355,20 @@ def _difference(kept: Any, given: Any) -> str | None:
             return f"{shown} is {kept[name]} there and {given[name]} here"
     # Another JAX can write the same program in another way.
     if kept["jax"] == given["jax"] and kept["program"] != given["program"]:
-        return "the same shapes, but the loss, the optimizer, the data or record computes otherwise"
+        return "the same shapes, but the loss, optimizer, data or record computes differently"
     return None
 
 
 def _run(
     path: pathlib.Path, about: Any, chunks: list[Chunk], end: Any, state: Any, row: Any
 ) -> Run:
-    """The run that chunks make; ``state`` and ``row`` are trees without keys, to be filled."""
+    """Join chunks to a run; ``state`` and ``row`` are trees without keys, to be filled."""
     first, every = about["first"], about["record_every"]
     with_rows = [chunk for chunk in chunks if chunk.stop > chunk.start]
     ends = [-((first - chunk.stop) // every) for chunk in with_rows]
 
     def parts(tree, item, chunks, ends):
-        """A tree of Rows in the place of arrays; those of keys give keys."""
+        """Put Rows in the place of arrays; those of keys give keys."""
         numbers = itertools.count()
 
         def rows(leaf, kind=None):
@@ -340,33 +395,35 @@ def _run(
     every_row = jnp.asarray(first + every * np.arange(number, dtype=np.int32))
     ended = None
     if (path / "end.json").exists():
-        said = _read_json(path / "end.json")
-        ended = said["ended"] if said["step"] == chunks[-1].stop else None
+        step, said = _read_json(path / "end.json", _ending)
+        ended = said if step == chunks[-1].stop else None
     return Run(every_row, parts(row, "rows", with_rows, ends), frames, end, None, ended)
 
 
+def _ending(end: Any) -> tuple[Any, str | None]:
+    """Check what end.json says: the step at which a run ended, and why."""
+    if not isinstance(end["ended"], str | None):
+        raise ValueError(f"ended is {end['ended']}")
+    return end["step"], end["ended"]
+
+
 def _committed(path: pathlib.Path, first: int) -> list[Chunk]:
-    """The chunks in a directory, one after the other."""
-    names = sorted(entry.name for entry in path.iterdir() if _is_chunk(entry.name))
+    """List the chunks in a directory, one after the other."""
+    names = sorted(entry.name for entry in path.iterdir() if _CHUNK.fullmatch(entry.name))
     chunks = [Chunk(path / name, *map(int, name.split("-"))) for name in names]
     expected = first
     for chunk in chunks:
-        if chunk.start != expected:
+        if not expected == chunk.start <= chunk.stop:
             raise ValueError(
-                f"{path} lacks the steps {expected} to {chunk.start}: put their folder back, or "
-                f"remove {chunk.path.name} and all after it, so that the run ends at {expected}."
+                f"{path} has the steps up to {expected}, and then {chunk.path.name}: put back what "
+                f"is missing, or remove that folder and all after it, and the run ends there."
             )
         expected = chunk.stop
     return chunks
 
 
-def _is_chunk(name: str) -> bool:
-    start, _, stop = name.partition("-")
-    return start.isdigit() and stop.isdigit()
-
-
 def _read_one(chunk: Chunk, item: str, number: int, row: Any, count: int) -> np.ndarray:
-    """One array of a chunk: of its rows, or of its state as a row."""
+    """Read one array of a chunk: of its rows, or of its state as a row."""
     if item == "state":
         return _read(chunk, item, {number: row})[0][None]
     like = jax.ShapeDtypeStruct((count, *row.shape), row.dtype)
@@ -374,7 +431,7 @@ def _read_one(chunk: Chunk, item: str, number: int, row: Any, count: int) -> np.
 
 
 def _read(chunk: Chunk, item: str, like: Any, place: bool = False) -> list[Any]:
-    """Arrays of a chunk, checked: those of a dict of numbers, or all of a list.
+    """Read arrays of a chunk and check them: those of a dict of numbers, or all of a list.
 
     With ``place`` they become JAX's, wherever those that they are like are.
     """
@@ -398,6 +455,8 @@ def _read(chunk: Chunk, item: str, like: Any, place: bool = False) -> list[Any]:
             known = sums.get(f"{item}/{n}")
             if known is not None and _spec.checksum(np.asarray(read[n])) != known:
                 raise ValueError(f"the checksum of {item} {n} differs")
+            if (item, n) == ("state", "0") and np.asarray(read[n]) != chunk.stop:
+                raise ValueError(f"it has the state after step {read[n]}")
     except ImportError:
         raise
     except Exception as error:
@@ -413,7 +472,7 @@ def _read(chunk: Chunk, item: str, like: Any, place: bool = False) -> list[Any]:
 
 
 def _placed(array: Any, like: Any) -> Any:
-    """An array where another is; what is not JAX's is constant, and stays the other."""
+    """Put an array where another is; what is not JAX's is constant, and stays the other."""
     if not isinstance(like, jax.Array):
         return like
     if isinstance(array, jax.Array) or not like.committed:
@@ -422,20 +481,21 @@ def _placed(array: Any, like: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error without TensorStore's specifications; its end, if it is long."""
-    text = next((line for line in str(error).splitlines() if line), repr(error))
+    """Take the first line of an error, without TensorStore's specifications; or the end of it."""
+    lines = [] if isinstance(error, KeyError) else str(error).splitlines()
+    text = next(filter(None, lines), repr(error))
     text = text.partition(" [tensorstore_spec")[0].rstrip(".")
     return text if len(text) < 200 else f"…{text[-200:]}"
 
 
 def _sums(chunk: Chunk) -> dict[str, int]:
-    """The checksums of a chunk's arrays."""
+    """Read the checksums of a chunk's arrays."""
     text = (chunk.path / "_CHECKPOINT_METADATA").read_text()
     return _unsealed(json.loads(text)["custom_metadata"])
 
 
 def _sealed(value: Any) -> dict[str, Any]:
-    """JSON with a checksum."""
+    """Give JSON a checksum."""
     return {"crc32": zlib.crc32(json.dumps(value, sort_keys=True).encode()), "value": value}
 
 
@@ -451,20 +511,22 @@ def _write_json(path: pathlib.Path, value: Any) -> None:
     beside.replace(path)
 
 
-def _read_json(path: pathlib.Path) -> Any:
+def _read_json(path: pathlib.Path, decode: Callable[[Any], Any]) -> Any:
+    """Read a file and decode it; whatever goes wrong with that is the file's fault."""
+    text = path.read_bytes()
     try:
-        return _unsealed(json.loads(path.read_text()))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}): put back a copy.") from error
+        return decode(_unsealed(json.loads(text)))
+    except Exception as error:
+        raise ValueError(f"{path} is damaged ({_reason(error)}): put back a copy.") from error
 
 
 def _locked(path: pathlib.Path) -> Any:
-    """A directory that is this process's alone while the file that is returned is open."""
+    """Keep others out of a directory while the file that is returned is open."""
     import fcntl  # of systems that orbax runs on
 
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / "lock").open("w")
+        lock = (path / "lock").open("a")
     except OSError as error:
         raise type(error)(
             f"{path} cannot be written ({error.strerror}): give another checkpoint_dir; what is "
@@ -482,7 +544,7 @@ def _locked(path: pathlib.Path) -> Any:
 
 @contextlib.contextmanager
 def _together() -> Iterator[None]:
-    """What one of several processes fails in, all fail in."""
+    """Let all of several processes fail in what one of them fails in."""
     error: BaseException | None = None
     try:
         yield

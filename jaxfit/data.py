@@ -111,19 +111,32 @@ def standardize(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
     Returns:
       z [examples, …], the means […] and the standard deviations […], to be applied to other
-      examples as ``(x - mean) / deviation``. The deviation of a column that is constant is given
-      as 1, so that it becomes zero.
+      examples as ``(x - mean) / deviation``, all of the floating dtype of x. The deviation of a
+      column that is constant is given as 1, so that it becomes zero.
+
+      Sums are taken in float32 or wider, of columns scaled by powers of two, so that neither large
+      numbers nor small ones leave the range of the dtype when they are squared.
 
     >>> import jax.numpy as jnp, jaxfit
     >>> z, mean, deviation = jaxfit.data.standardize(jnp.array([[1.0, 5.0], [3.0, 5.0]]))
     >>> z.tolist(), mean.tolist(), deviation.tolist()
     ([[-1.0, 0.0], [1.0, 0.0]], [2.0, 5.0], [1.0, 1.0])
     """
+    dtype = jnp.result_type(x, float)
+    x = jnp.asarray(x, dtype if jnp.finfo(dtype).bits > 16 else np.float32)
     constant = jnp.max(x, axis=0) == jnp.min(x, axis=0)
+    # Powers of two change no digit, and need no derivative. XLA divides by their reciprocals, which
+    # must not be too small for the dtype.
+    _, exponent = jnp.frexp(jnp.max(jnp.abs(lax.stop_gradient(x)), axis=0))
+    least = jnp.finfo(x.dtype).minexp
+    scale = jnp.ldexp(jnp.ones_like(x[0].real), jnp.clip(exponent, least, -least))
+    x = x / scale
     # The mean of equal numbers can be rounded, and the deviation is then not quite zero.
     mean = jnp.where(constant, x[0], jnp.mean(x, axis=0))
     deviation = jnp.sqrt(jnp.where(constant, 1, jnp.var(x, axis=0)))
-    return (x - mean) / deviation, mean, deviation
+    z = (x - mean) / deviation
+    deviation = jnp.where(constant, 1, deviation * scale)
+    return z.astype(dtype), (mean * scale).astype(dtype), deviation.astype(jnp.finfo(dtype).dtype)
 
 
 def train_test_split(arrays: Any, fraction: float, key: jax.Array) -> tuple[Any, Any]:
@@ -194,12 +207,12 @@ class Minibatches:
         return -(-len(self) // self.batch_size)
 
     def epoch(self, step: jax.Array | int) -> jax.Array:
-        """The epoch of the first example of a step's batch, counted from 0: int32 []."""
+        """Return the epoch of the first example of a step's batch, counted from 0: int32 []."""
         epoch, _ = _position(_step(step), self.batch_size, len(self))
         return epoch.astype(np.int32)
 
     def indices(self, step: jax.Array | int) -> jax.Array:
-        """Which examples a step sees: int32 [batch_size]."""
+        """Return which examples a step sees: int32 [batch_size]."""
         n, step = len(self), _step(step)
         if self.replace:
             key = jax.random.fold_in(self.key, step)
@@ -282,7 +295,7 @@ def minibatches(
 
 
 def _step(step: jax.Array | int) -> jax.Array:
-    """The number of a step, as 32 bits without a sign."""
+    """Return the number of a step, as 32 bits without a sign."""
     if isinstance(step, int | np.integer) and not 0 <= step < 2**31:
         raise ValueError(f"step is {step}, but steps are counted from 0 to 2**31 - 1.")
     number = jnp.asarray(step)
@@ -295,7 +308,7 @@ def _step(step: jax.Array | int) -> jax.Array:
 
 
 def _position(step: jax.Array, batch_size: int, n: int) -> tuple[jax.Array, jax.Array]:
-    """Epoch and place of ``step * batch_size``, which itself may take more than 32 bits.
+    """Return the epoch and place of ``step * batch_size``, which itself may take more than 32 bits.
 
     Long multiplication in base two, over the digits of the batch size: every partial product is
     kept as (quotient, remainder) by n, and the remainder, below 2**31, has a bit to spare.
@@ -317,7 +330,7 @@ def _carry(epoch: jax.Array, place: jax.Array, n: int) -> tuple[jax.Array, jax.A
 def _shuffled(
     key: jax.Array, epoch: jax.Array, after: jax.Array, place: jax.Array, n: int, rounds: int = 24
 ) -> jax.Array:
-    """The examples at some places of an epoch, or of the one after it where ``after`` says so.
+    """Return the examples at some places of an epoch, or of the next where ``after`` says so.
 
     The swap-or-not shuffle: in every round a place and its mirror image, both from a pivot that
     belongs to the round, change places or do not, by a bit of a hash that both share.

@@ -22,12 +22,12 @@ from tqdm.auto import tqdm
 
 from jaxfit import _check, _host, _loops, _tree
 from jaxfit._host import Static
-from jaxfit._step import Problem, stepper
+from jaxfit._step import Problem, in_arrays, stepper
 from jaxfit.checkpoint import Directory, identity
 from jaxfit.record import whole
+from jaxfit.run import Run, State, Step
 from jaxfit.stop import Rule
 from jaxfit.stream import Stream, is_stream
-from jaxfit.run import Run, State, Step
 from jaxfit.train import init
 
 __all__ = ["fit"]
@@ -70,7 +70,8 @@ def fit(
         iterable of batches, such as a generator or a DataLoader. A generator that is at its end
         ends the run; what can be iterated again begins its next epoch. An iterable knows no steps:
         it is read up to two chunks ahead, and a run that is resumed sees what it gives next, not
-        what its step would have seen. With ``host_batches``, runs are resumed exactly.
+        what its step would have seen. With ``host_batches``, runs are resumed exactly. Workers that
+        read the rows of a directory have to be spawned: TensorStore aborts those that are forked.
       has_aux: as in `train`.
       record: as in `train`.
       record_every: as in `train`.
@@ -95,7 +96,7 @@ def fit(
       keyframe. Its ``ended`` says why it ended before ``num_steps`` steps, if it did.
 
       Ctrl-C ends it after the current chunk, and the run so far is returned; a second Ctrl-C raises
-      KeyboardInterrupt at once.
+      KeyboardInterrupt at once. A process that ignores SIGINT goes on ignoring it.
 
       With ``jax.distributed``, every process calls `fit` alike and has all rows; the first shows
       progress, all write to ``checkpoint_dir``, which all must see, and Ctrl-C raises at once.
@@ -125,8 +126,9 @@ def fit(
     path = None if checkpoint_dir is None else _check.directory(checkpoint_dir)
     streamed = is_stream(data)
     _check.concrete("params or data", (params, None if streamed else data), "fit")
+    _check.start(params, num_steps)
     resumed = isinstance(params, State)
-    state = _tree.hold(params if resumed else init(params, optimizer))
+    state = _tree.hold(in_arrays(params) if resumed else init(params, optimizer))
     first = int(state.step)
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(Stream(data)) if streamed else None
@@ -244,16 +246,17 @@ def fit(
             if error is not None:
                 raise error
         except Exception as raised:
-            kept = f"committed in {path}" if path else "lost, without a checkpoint_dir"
-            raised.add_note(f"fit: the steps before step {first + made} are {kept}.")
+            if kept := rows.kept(first + made):
+                raised.add_note(f"fit: {kept}")
             raise
 
+        done = rows.run(_tree.unpack(state), ended)
         if asked and ended and ended.startswith("interrupted"):
             kept = "committed and returned" if path else "returned"
             print(
                 f"fit: {ended} of {first + num_steps}; the run so far is {kept}.", file=sys.stderr
             )
-        return rows.run(_tree.unpack(state), ended)
+        return done
 
 
 class _Chunk(NamedTuple):
@@ -284,6 +287,10 @@ class _Rows:
         at = (start - self._first) // self._every
         for stored, part in zip(self._arrays, rows, strict=True):
             stored[at : at + len(part)] = part
+
+    def kept(self, made: int) -> str:
+        """Say what became of the steps before that one, for the note of an error."""
+        return f"the steps before step {made} are lost, without a checkpoint_dir."
 
     def run(self, state: State, ended: str | None) -> Run:
         """The run so far."""
@@ -355,18 +362,15 @@ def _chunk(
         where = jnp.where((where < 0) & true, step.step, where)
         return memory, where, step.loss.astype(np.float32)
 
-    @problem.unit
-    def recorded(state: State, info: Any) -> Any:
-        return _tree.pack(_check.recorded(record(problem.step_of(state, info))))
-
     def take(carry: Any) -> Any:
         state, seen = carry
         after, info = problem.take(state)
         return (after, watched(state, info, seen)), info
 
+    row_of = problem.row_of(record)
     (state, seen), rows = _loops.recording(
         take,
-        lambda carry, info: recorded(carry[0], info),
+        lambda carry, info: row_of(carry[0], info),
         (problem.state, seen),
         number,
         capacity,
@@ -384,6 +388,9 @@ def _interrupts() -> Iterator[list[int]]:
         yield asked  # only there can signals be handled, and processes would not end together
         return
     before = signal.getsignal(signal.SIGINT) or signal.default_int_handler
+    if before is signal.SIG_IGN:  # as for what a shell script starts in the background
+        yield asked
+        return
 
     def note(number, _):
         asked.append(number)

@@ -241,11 +241,12 @@ def _at(problem: Problem, run: Run, step: Any) -> Stepper:
 
 
 def _row(tree: Any, index: Any) -> Any:
-    """One of stacked trees; what is no array is the same in all."""
+    """Pick one of stacked trees; what is no array, or has no axis, is the same in all."""
 
     def pick(leaf):
-        if isinstance(leaf, Rows | np.ndarray):  # of which a traced number can pick nothing
-            return jnp.asarray(leaf[index])
-        return leaf[index] if _tree.is_array(leaf) else leaf
+        if not isinstance(leaf, Rows | np.ndarray | jax.Array) or not leaf.ndim:
+            return leaf
+        # A traced number can pick nothing of what is not JAX's.
+        return leaf[index] if isinstance(leaf, jax.Array) else jnp.asarray(leaf[index])
 
     return jax.tree.map(pick, tree)

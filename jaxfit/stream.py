@@ -33,11 +33,11 @@ class HostBatches:
 
     def read(self, step: int) -> Any:
         """The batch of a step, as NumPy's arrays without keys."""
-        return _check.batch(step, self.like, _host_batch(self.fn(step)))
+        return _check.batch(step, self.like, _called(self.fn, step))
 
 
 def host_batches(fn: Callable[[int], Any]) -> HostBatches:
-    """Make a Python function of the step into data, say one that reads a memory-mapped file.
+    """Make a Python function of the step into data, such as one that reads a memory-mapped file.
 
     `fit` calls it ahead of the device, on a thread, for the steps of the next chunk. `train`,
     `replay` and `at` take it too, and call it step by step from within the compiled loop, where it
@@ -54,9 +54,10 @@ def host_batches(fn: Callable[[int], Any]) -> HostBatches:
 
     Raises:
       TypeError: if ``fn`` is no function of one argument, or a batch has a leaf that is no array.
+      RuntimeError: if ``fn`` raises StopIteration, here or at a later step.
 
     >>> import jax.numpy as jnp, numpy as np, optax, jaxfit
-    >>> numbers = np.arange(1000.0, dtype=np.float32)  # np.memmap("numbers.bin", np.float32), say
+    >>> numbers = np.arange(1000.0, dtype=np.float32)  # or np.memmap("numbers.bin", np.float32)
     >>> def batch(step):
     ...     return numbers[np.random.default_rng([0, step]).integers(0, 1000, 32)]
     >>> loss = lambda a, batch: jnp.mean((batch - a) ** 2)
@@ -65,7 +66,7 @@ def host_batches(fn: Callable[[int], Any]) -> HostBatches:
     True
     """
     _check.batches(fn)
-    return HostBatches(fn, _host_batch(fn(0)))
+    return HostBatches(fn, _called(fn, 0))
 
 
 @jax.tree_util.register_dataclass
@@ -169,6 +170,17 @@ def is_stream(data: Any) -> bool:
         return True
     plain = callable(data) or _tree.is_array(data) or isinstance(data, str | bytes)
     return isinstance(data, Iterable) and not plain and jax.tree_util.all_leaves([data])
+
+
+def _called(fn: Callable[[int], Any], step: int) -> Any:
+    """Call a function of the step, whose StopIteration would end the run without a word."""
+    try:
+        return _host_batch(fn(step))
+    except StopIteration as error:
+        raise RuntimeError(
+            f"the function given to host_batches raised StopIteration for step {step}, but must "
+            f"have a batch for every step: train for fewer steps, or give fit the iterator itself."
+        ) from error
 
 
 def _host_batch(batch: Any) -> Any:

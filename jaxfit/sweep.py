@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import cmath
 import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -57,8 +59,9 @@ class Sweep:
 
         Args:
           labels: the label by the name of its axis, for names that are no keywords.
-          method: ``"nearest"`` takes, of an axis of numbers, the one nearest to the label; by
-            default it must be there, in the precision of the axis.
+          method: ``"nearest"`` takes, of an axis of numbers, the one nearest to the label, and
+            never NaN; by default the label must be there. A floating axis is searched for the
+            label in the precision of the axis, any other for the very number.
           **more: the label by the name of its axis.
 
         Returns:
@@ -91,7 +94,7 @@ class Sweep:
         )
 
     def best(self, by: str | Callable[[Any], Any] | None = None) -> dict[str, Any]:
-        """The labels of the run with the lowest score; ``sweep.sel(sweep.best(…))`` is its result.
+        """Find the run with the lowest score; ``sweep.sel(sweep.best(…))`` is its result.
 
         Args:
           by: what to minimise: a function from ``values`` to one number per run, an array of
@@ -114,16 +117,22 @@ class Sweep:
         scores = by(self.values) if callable(by) else self.values if by is None else self.values[by]
         labels = {name: _labels(axis) for name, axis in self.axes.items()}
         _check.scores(scores, tuple(map(len, labels.values())))
+        if jnp.issubdtype(scores.dtype, jnp.floating):  # NumPy does not pass over bfloat16's NaNs
+            scores = scores.astype(np.promote_types(scores.dtype, np.float32))
         best = np.unravel_index(np.nanargmin(scores), np.shape(scores))
         return {name: labels[name][i] for name, i in zip(labels, best, strict=True)}
 
     def to_xarray(self) -> Any:
-        """An ``xarray.Dataset`` with the axes as dimensions, for NetCDF, Zarr, plots and pandas.
+        """Make an ``xarray.Dataset``, for NetCDF, Zarr, plots and pandas; the axes are dimensions.
 
         Each array of ``values`` is a variable, named by its path (``loss``, ``params.w``); a lone
         array is called ``value``. Rows of a `Run`, or of what ``jaxfit.record.whole`` keeps, have
-        the dimension ``step``, with the steps as its coordinate if all runs have the same. A zipped
-        axis has a coordinate for every array in it, such as ``axis.lr``.
+        the dimension ``step``, with the steps as its coordinate if all runs have the same, or else
+        ``row``. A zipped axis has a coordinate for every array in it, such as ``axis.lr``.
+
+        Names are given in this order: to axes, to the dimension of rows, to coordinates of zipped
+        axes, to variables and to further dimensions. One that is taken gets an underscore at its
+        end: with an axis called ``loss``, a loss is the variable ``loss_``.
 
         Raises:
           ImportError: if xarray is missing, which the extra ``analysis`` brings.
@@ -140,24 +149,35 @@ class Sweep:
                 'to_xarray needs xarray: run pip install "jaxfit-train[analysis]".'
             ) from error
         dimensions = list(self.axes)
+        taken = set(dimensions)
+
+        def free(name: str) -> str:
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            return name
+
         steps, rows = _rows(self.values, len(dimensions))
-        variables: dict[str, Any] = {}
-        coordinates: dict[str, Any] = {}
+        coordinates: dict[str, Any] = {
+            name: np.asarray(_labels(axis)) for name, axis in self.axes.items()
+        }
+        row = free("row" if steps is None else "step") if rows else ""
+        if steps is not None:
+            coordinates[row] = steps
         for name, axis in self.axes.items():
-            coordinates[name] = np.asarray(_labels(axis))
             for path, leaf in _arrays(axis) if not _is_names(axis) else []:
                 if path and np.ndim(leaf) == 1:
-                    coordinates[f"{name}.{_name(path)}"] = name, leaf
-        row = "row" if steps is None else "step"
-        for path, leaf in _arrays(self.values):
-            name = _name(path) or "value"
+                    coordinates[free(f"{name}.{_name(path)}")] = name, leaf
+        named = [
+            (free(_name(path) or "value"), leaf)
+            for path, leaf in _arrays(self.values)
+            if steps is None or _name(path) != "step"  # which is a coordinate
+        ]
+        variables: dict[str, Any] = {}
+        for name, leaf in named:
             further = [f"{name}_dim_{i}" for i in range(np.ndim(leaf) - len(dimensions))]
-            if any(leaf is one for one in rows):
-                further[0] = row
-            variables[name] = [*dimensions, *further], leaf
-        if steps is not None:
-            variables.pop("step", None)
-            coordinates["step"] = steps
+            first = [row] if any(leaf is one for one in rows) else []
+            variables[name] = [*dimensions, *first, *map(free, further[len(first) :])], leaf
         return xarray.Dataset(variables, coordinates)
 
     def __repr__(self) -> str:
@@ -181,14 +201,15 @@ def sweep(
 
     Args:
       fn: a function that is called with one keyword for each axis and returns a pytree: a `Run`,
-        a part of it, a number. Pure and traceable, as for ``jax.jit``.
+        a part of it, a number. Pure and traceable, as for ``jax.jit``. Leaves that are not arrays
+        or numbers, such as functions, must be the same objects for all runs.
       axes: what to vary, by name; the product of all axes is run.
 
         - An array ``[n, …]``, PRNG keys included, or a pytree of arrays with one leading axis (a
           zipped axis) varies inside one compiled program: the function gets its n items.
         - A dict of Python objects (optimizers, losses, models, widths) varies outside, one program
-          for each combination, with the keys as labels; a list does as well, labelled by the
-          ``str`` of its items. Of these, the function gets the objects.
+          for each combination, with the keys, which are strings, as labels; a list does as well,
+          labelled by the ``str`` of its items. Of these, the function gets the objects.
 
       batch_size: how many runs are computed at once on a device. By default up to 256 on a CPU
         and 16384 elsewhere, and fewer where their results would not fit into the device's memory
@@ -258,7 +279,8 @@ def sweep(
     ]
     first = jax.tree.map(lambda leaf: leaf[0], inside)
     shapes = [_member.eval_shape(program, first) for program in programs]
-    _check.results(combinations, shapes)
+    again = lambda: jax.eval_shape(functools.partial(_run, programs[0]), first)
+    _check.results(combinations, shapes, again)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes[0]))
     _check.memory(len(programs) * number, size, _host.memory())
     if batch_size is None:
@@ -272,18 +294,23 @@ def sweep(
     hidden = not progress or jax.process_index() != 0
     with tqdm(total=len(programs) * number, unit=" runs", disable=hidden) as bar:
 
+        def noted(row: int, start: int) -> contextlib.AbstractContextManager:
+            return _noted(fn, combinations[row], range(number)[start : start + stride], number)
+
         def store() -> None:
             row, start, tiles = started.popleft()
-            for offset, tile in _arrived(tiles):
-                runs = range(number)[start + offset :][: len(tile[0])]
-                for whole, part in zip(values, tile, strict=True):
-                    whole[row, runs.start : runs.stop] = part[: len(runs)]
-                bar.update(len(runs))
+            with noted(row, start):
+                for offset, tile in _arrived(tiles):
+                    runs = range(number)[start + offset :][: len(tile[0])]
+                    for whole, part in zip(values, tile, strict=True):
+                        whole[row, runs.start : runs.stop] = part[: len(runs)]
+                    bar.update(len(runs))
 
         for row, program in enumerate(programs):
             for start in range(0, number, stride):
                 members = _members(inside, lengths, range(start, start + stride), mesh)
-                started.append((row, start, _tiles(program, batch_size, mesh, members)))
+                with noted(row, start):
+                    started.append((row, start, _tiles(program, batch_size, mesh, members)))
                 if len(started) > 1:
                     store()
         while started:
@@ -307,30 +334,32 @@ def sweep(
     )
 
 
-# Called, not inlined, it may round otherwise on many devices.
-@functools.partial(jax.jit, static_argnums=0, inline=True)
-def _member(program: Static, values: dict[str, Any]) -> Any:
-    """One run of a function, with the names of Python objects and these objects after it."""
+def _run(program: Static, values: dict[str, Any]) -> Any:
+    """Run a function once; the names of Python objects and these objects come after it."""
     fn, *rest = program.things
     names, things = rest[: len(rest) // 2], rest[len(rest) // 2 :]
     result = fn(**dict(zip(names, things, strict=True)), **_tree.with_keys(values))
     return _tree.without_keys(_tree.pack(result))
 
 
-# With this step for programs of many devices alone, Adam rounds otherwise on two than on one: what
-# it finds twice it merges, and then XLA divides where it would have taken a reciprocal.
+# Called, not inlined, it may round differently on many devices.
+_member = jax.jit(_run, static_argnums=0, inline=True)
+
+
+# With this step for programs of many devices alone, Adam rounds differently on two than on one:
+# what it finds twice it merges, and then XLA divides where it would have taken a reciprocal.
 @functools.partial(
     jax.jit,
     static_argnums=(0, 1, 2),
     compiler_options={"xla_disable_hlo_passes": "spmd-cleanup"},
 )
 def _tiles(program: Static, batch_size: int, mesh: Mesh, members: dict[str, Any]) -> Any:
-    """One tile of runs on every device: all arrays are [devices * batch_size, …]."""
+    """Run one tile on every device: all arrays are [devices * batch_size, …]."""
 
     def tile(members):
         if batch_size > 1:
             return jax.vmap(functools.partial(_member, program), axis_size=batch_size)(members)
-        # A batch of one is rounded otherwise than a run alone.
+        # A batch of one is rounded differently than a run alone.
         alone = _member(program, jax.tree.map(lambda leaf: leaf[0], members))
         return jax.tree.map(lambda leaf: leaf[None], alone)
 
@@ -340,19 +369,34 @@ def _tiles(program: Static, batch_size: int, mesh: Mesh, members: dict[str, Any]
     return jax.shard_map(tile, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)(members)
 
 
+@contextlib.contextmanager
+def _noted(fn: Any, combination: dict[str, str], runs: range, number: int) -> Iterator[None]:
+    """Note on an error of the runtime where in a sweep it was raised."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        program = f" with {combination}" if combination else ""
+        error.add_note(
+            f"This ended jaxfit.sweep among runs {runs[0]} to {runs[-1]} of {number}{program}, "
+            f"where a callback in fn, or the device, raised it: call {_check.show(fn)} by itself "
+            f"to find the reason."
+        )
+        raise
+
+
 def _named(axis: Any) -> dict[str, Any]:
-    """The Python objects of an axis by their labels."""
+    """Return the Python objects of an axis by their labels."""
     pairs = axis.items() if isinstance(axis, Mapping) else ((item, item) for item in axis)
     return {str(label): item for label, item in pairs}
 
 
 def _on_host(axis: Any) -> Any:
-    """The arrays of an axis in the dtypes that JAX gives them, as NumPy's."""
+    """Return the arrays of an axis in the dtypes that JAX gives them, as NumPy's."""
     return jax.tree.map(np.asarray, _tree.without_keys(jax.tree.map(jnp.asarray, axis)))
 
 
 def _batch_size(devices: Sequence[jax.Device], number: int, size: int) -> int:
-    """How many runs of so many bytes a tile has, if the caller leaves it open."""
+    """Return how many runs a tile has if the caller leaves it open; size is the bytes of one."""
     stats = devices[0].memory_stats() or {}
     memory = stats.get("bytes_limit") or (_host.memory() or 2**32) // jax.local_device_count()
     # XLA writes a loop's rows first and then those of the tile, while another tile waits.
@@ -364,7 +408,7 @@ def _batch_size(devices: Sequence[jax.Device], number: int, size: int) -> int:
 def _members(
     axes: dict[str, Any], lengths: dict[str, int], runs: range, mesh: Mesh
 ) -> dict[str, Any]:
-    """The values of some runs of the product, on the devices; the last run stands in for others."""
+    """Return the values of some runs, on the devices; the last run stands in for those after it."""
     place = np.minimum(np.asarray(runs), math.prod(lengths.values()) - 1)
     sharding = NamedSharding(mesh, PartitionSpec("runs"))
     members = {}
@@ -389,12 +433,12 @@ def _arrived(tiles: Any) -> Iterator[tuple[int, list[np.ndarray]]]:
 
 
 def _is_names(axis: Any) -> bool:
-    """Whether these are the labels of Python objects."""
+    """Return whether these are the labels of Python objects."""
     return isinstance(axis, tuple) and all(isinstance(label, str) for label in axis)
 
 
 def _labels(axis: Any) -> Any:
-    """The labels of an axis one by one: names, numbers, or else positions."""
+    """Return the labels of an axis one by one: names, numbers, or else positions."""
     if _is_names(axis):
         return axis
     if isinstance(axis, np.ndarray) and axis.ndim == 1:
@@ -403,21 +447,61 @@ def _labels(axis: Any) -> Any:
 
 
 def _position(name: str, axis: Any, label: Any, method: str | None) -> int:
-    """Where a label stands on its axis."""
+    """Return where a label stands on its axis."""
     labels = _labels(axis)
     if _is_names(axis):
         found = [i for i, one in enumerate(labels) if one == str(label)]
-    elif method == "nearest":
-        found = [int(np.argmin(np.abs(labels - label)))]
+    elif (number := _number(label)) is None:
+        found = []
     else:
-        found = np.flatnonzero(labels == np.asarray(label).astype(labels.dtype)).tolist()
+        found = _places(labels, number, method)
     if not found:
-        raise KeyError(f"axis {name!r} has no label {label!r}: it has {_summary(axis)}.")
+        near = "near " if method and not _is_names(axis) else ""
+        raise KeyError(f"axis {name!r} has no label {near}{label!r}: it has {_summary(axis)}.")
     return found[0]
 
 
+def _number(label: Any) -> Any:
+    """Return a label as one of Python's numbers, and None for anything else."""
+    if not _tree.is_array(label) or _tree.is_key(label) or np.ndim(label):
+        return None
+    return np.asarray(label).item() if hasattr(label, "dtype") else label
+
+
+def _places(labels: np.ndarray, number: Any, method: str | None) -> list[int]:
+    """Return where a number stands on an axis, or, by the method, the number nearest to it."""
+    numbers, wanted = labels.tolist(), _in_precision(number, labels.dtype)
+    is_nan = wanted != wanted
+    if method and is_nan:
+        return []
+    if method and wanted not in numbers:
+        wanted = _nearest(numbers, number)
+    return [i for i, one in enumerate(numbers) if one == wanted or (is_nan and one != one)]
+
+
+def _nearest(numbers: list[Any], wanted: Any) -> Any:
+    """Return the finite number nearest to another one, and None if there is none."""
+    near = [one for one in numbers if cmath.isfinite(one)]
+    if near and not any(isinstance(one, complex) for one in (near[0], wanted)):
+        # Only its neighbours: from far away, all numbers are at one distance in floating point.
+        wanted = min(max(wanted, min(near)), max(near))
+        sides = max(one for one in near if one <= wanted), min(one for one in near if one >= wanted)
+        near = [one for one in near if one in sides]
+    return min(near, key=lambda one: abs(one - wanted), default=None)
+
+
+def _in_precision(number: Any, dtype: Any) -> Any:
+    """Return a number as a floating axis of this dtype holds it, if it does; others as they are."""
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return number
+    with contextlib.suppress(OverflowError, TypeError), np.errstate(over="ignore"):
+        rounded = dtype.type(number).item()
+        return rounded if cmath.isfinite(rounded) else number
+    return number
+
+
 def _summary(axis: Any) -> str:
-    """How long an axis is, and its labels if they are short."""
+    """Say how long an axis is, and its labels if they are short."""
     labels = _labels(axis)
     if not _is_names(axis) and labels is not axis:
         return f"{len(labels)} {_check.shapes(axis)}"
@@ -428,7 +512,7 @@ def _summary(axis: Any) -> str:
 
 
 def _arrays(tree: Any) -> list[tuple[Any, np.ndarray]]:
-    """The arrays of a tree with their paths, keys as the numbers they are."""
+    """Return the arrays of a tree with their paths, keys as the numbers they are."""
     return [
         (path, leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(_tree.without_keys(tree))
@@ -437,12 +521,12 @@ def _arrays(tree: Any) -> list[tuple[Any, np.ndarray]]:
 
 
 def _name(path: Any) -> str:
-    """The path of an array in a tree, as in params.w."""
+    """Write the path of an array in a tree, as in params.w."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _rows(values: Any, axes: int) -> tuple[np.ndarray | None, list[Any]]:
-    """The steps that rows were recorded at, if all runs have the same, and the arrays of rows."""
+    """Return the steps that rows stand at, if all runs have the same, and the arrays of rows."""
     steps: Any
     recorded: Any
     if isinstance(values, Run):

@@ -79,14 +79,18 @@ def train(
       optimizer: an optax optimizer; or, for a rule without state, a function of
         ``(gradients, params)`` that returns what is to be added to the parameters
         (``optax.stateless``). Optimizers that need the value, the gradient or the loss itself
-        (line searches, ``sam``, ``sophia``, …) are given them, on the step's own batch.
+        (line searches, ``sam``, ``sophia``, …) are given them, on the step's own batch. L-BFGS
+        that has converged can leave the optimum again, by the last bit of its line search, and end
+        in NaN. `fit` ends such a run before, by a rule in ``fit(…, stop=…)``: where the norm of the
+        gradient is small, or by ``jaxfit.stop.no_improvement``.
       num_steps: how many updates to make.
       data: what a step sees. A pytree of arrays ``[examples, …]``, all of which every step sees;
         or a function ``step -> batch`` of the step (int32 []), pure and traceable, such as
         ``jaxfit.minibatches`` makes. Anything a step needs, a dropout key too, comes in through
         the batch.
       has_aux: whether the loss returns ``(scalar, aux)``.
-      record: a function of a `Step` that returns the pytree to keep; see ``jaxfit.record``.
+      record: a function of a `Step` that returns what to keep, a pytree of arrays and numbers; see
+        ``jaxfit.record``.
       record_every: keep a row at the first step and every so many steps after it; rows that are
         not kept cost neither the recorder's time nor memory.
       keyframe_every: keep the whole `State` at the first step and every so many steps after it,
@@ -100,9 +104,9 @@ def train(
       the last rows are joined to the others in a copy, which for a moment takes the memory of the
       trajectory once more.
 
-      On the CPU the states are the same to the last bit whatever is recorded and however the run
-      is cut into pieces. To that end a piece of a single step takes two and drops one: step in
-      stretches. A recorder's own arithmetic may be rounded differently where ``record_every`` is 1.
+      On the CPU, states and rows are the same to the last bit whatever is recorded, and however
+      often, and however the run is cut into pieces, of a single step too: a step, its batch and a
+      recorder are each compiled as a unit.
 
     Raises:
       TypeError, ValueError: before the loop is compiled, if the arguments do not fit together.
@@ -122,10 +126,9 @@ def train(
         num_steps, record_every, keyframe_every
     )
     _check.function("record", record, 1)
+    _check.start(params, num_steps)
     run = stepper(Problem(loss, optimizer, data, has_aux), params)
-    row_of = run.unit(
-        lambda state, info: _tree.pack(_check.recorded(record(run.step_of(state, info))))
-    )
+    row_of = run.row_of(record)
 
     def row(state: State, number: int) -> tuple[State, Any]:
         """Take steps of which the first leaves a row: [1, …]."""

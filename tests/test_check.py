@@ -1,14 +1,17 @@
 """What is refused, in a sentence that says what was given and what to do, before compiling."""
 
+import functools
+import operator
 import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import jaxfit
-from tests.common import guess, loss
+from tests.common import assert_same_bits, guess, loss
 
 compiled = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -196,6 +199,231 @@ def test_refused_in_one_sentence_before_compiling(call, error, words):
     assert "\n" not in message
     assert message.endswith(".")
     assert not compiled
+
+
+class Squares:
+    """A loss as an object, a method and a function of a class."""
+
+    scale = 2.0
+
+    def __call__(self, a):
+        return self.scale * jnp.sum(a**2)
+
+    def method(self, a):
+        return self(a)
+
+    @staticmethod
+    def static(a):
+        return jnp.sum(a**2)
+
+
+def scaled(a, *, scale):
+    return scale * jnp.sum(a**2)
+
+
+norm = lambda a: jnp.sum(a**2)
+beside = lambda aux: {"loss": lambda a: (norm(a), aux()), "has_aux": True}
+kept = lambda row: {"loss": norm, "record": lambda step: (step.loss, row(step))}
+state = jaxfit.State(5, np.ones(2, np.float32), ())
+at = lambda step: {"loss": norm, "params": jaxfit.State(step, guess, ())}
+odd = (
+    "may return only arrays and numbers of JAX's dtypes, and objects found in the parameters: leave"
+)
+
+REFUSED_BY_TRAIN_AND_FIT = {
+    # what is no number, or not the same at every call
+    "text in aux": (
+        beside(lambda: f"{3}"),
+        TypeError,
+        f"the loss returned '3' at leaf '[1]', but {odd}",
+    ),
+    "a function in aux": (
+        beside(lambda: lambda: 0),
+        TypeError,
+        "returned <lambda> at leaf '[1]', but",
+    ),
+    "objects in aux": (beside(lambda: np.array([None])), TypeError, "array([None], dtype=object)"),
+    "float0 in aux": (beside(lambda: np.zeros(2, jax.dtypes.float0)), TypeError, odd),
+    "records in aux": (beside(lambda: np.zeros(2, [("a", float)])), TypeError, odd),
+    "an int too large in aux": (beside(lambda: 2**40), TypeError, "returned 1099511627776 at leaf"),
+    "text recorded": (
+        kept(lambda step: f"{3}"),
+        TypeError,
+        f"record returned '3' at leaf '[1]', but {odd}",
+    ),
+    "a function recorded": (kept(lambda step: lambda: 0), TypeError, "record returned <lambda> at"),
+    "a set recorded": (kept(lambda step: {1}), TypeError, "record returned {1} at leaf '[1]', but"),
+    "NumPy's text recorded": (
+        kept(lambda step: np.array("a")),
+        TypeError,
+        "array('a', dtype='<U1')",
+    ),
+    "float0 recorded": (kept(lambda step: np.zeros(2, jax.dtypes.float0)), TypeError, odd),
+    "text of the parameters alone": (
+        {
+            "loss": lambda params: norm(params["w"]),
+            "params": {"w": guess, "name": "a"},
+            "record": lambda step: step.params["name"],
+        },
+        ValueError,
+        "record returned 'a', but a row needs at least one array",
+    ),
+    # what a loss returns
+    "a Python number": ({"loss": lambda a: 1.0}, ValueError, "does not depend on the parameters"),
+    "a NumPy number": (
+        {"loss": lambda a: np.float32(1)},
+        ValueError,
+        "does not depend on the param",
+    ),
+    "a Python integer": ({"loss": lambda a: 1}, TypeError, "the loss returned int32[], but a real"),
+    "text": ({"loss": lambda a: "1"}, TypeError, f"the loss returned '1', but {odd}"),
+    "float(…)": ({"loss": lambda a: float(norm(a))}, TypeError, "a number before there is one"),
+    "if": (
+        {"loss": lambda a: norm(a) if a[0] > 0 else 0.0},
+        TypeError,
+        "with jnp.where in the place",
+    ),
+    "NumPy's functions": ({"loss": np.linalg.norm}, TypeError, "compute with jax.numpy alone"),
+    "a builtin that compares": (
+        {"loss": max},
+        TypeError,
+        "a number before there is one (Attempted b",
+    ),
+    "a builtin that counts": ({"loss": len}, TypeError, "the loss returned int32[], but a real"),
+    "a loss and two more": (
+        {"loss": lambda a: (norm(a), 1, 2), "has_aux": True},
+        TypeError,
+        "True was given, but the loss returned (float32[], int32[], int32[]): return the pair",
+    ),
+    "one in a tuple": (
+        {"loss": lambda a: (norm(a),), "has_aux": True},
+        TypeError,
+        "has_aux=True was given, but the loss returned (float32[],)",
+    ),
+    "a keyword that is missing": ({"loss": scaled}, TypeError, "loss scaled takes other arguments"),
+    "a class": ({"loss": Squares}, TypeError, "loss Squares takes other arguments"),
+    # where a State is expected
+    "a Run": (
+        {"loss": norm, "params": jaxfit.Run(None, None, None, state)},
+        TypeError,
+        "params is a Run, but must be parameters or a State: give run.state to go on from there.",
+    ),
+    "a Step": (
+        {"loss": norm, "params": jaxfit.Step(*8 * [None])},
+        TypeError,
+        "params is a Step, but must be parameters or a State: give step.state to go on from there.",
+    ),
+    "States": (
+        at(jnp.arange(2)),
+        ValueError,
+        "of shape (2,), but a run goes on from one: pick one",
+    ),
+    "a State without a step": (at(None), TypeError, "a State whose step is None, but a step is a"),
+    "a State at half a step": (
+        at(0.5),
+        TypeError,
+        "a State whose step is 0.5, but a step is a whole",
+    ),
+    "a State without a state": (
+        {
+            "loss": norm,
+            "params": jaxfit.State(0, guess, None),
+            "optimizer": optax.adam(0.1),
+        },
+        ValueError,
+        "the given State does not belong to this optimizer (None in the place of (ScaleByAdam",
+    ),
+    "a State of text": (
+        {
+            "loss": norm,
+            "params": jaxfit.State(
+                0, guess, (optax.TraceState(np.array(["a", "b"])), optax.EmptyState())
+            ),
+            "optimizer": optax.sgd(0.1, 0.9),
+        },
+        ValueError,
+        "<U1[2] in the place of float32[2] at leaf",
+    ),
+    # steps that int32 cannot count
+    "a step too far": (
+        at(2**31 - 3),
+        ValueError,
+        "at step 2147483645 and num_steps is 3, but steps",
+    ),
+    "a step too large": (
+        at(2**31),
+        ValueError,
+        "counted from 0 to 2**31 - 1: take fewer, or count",
+    ),
+    "NumPy's too large": (at(np.int64(2**31)), ValueError, "is a State at step 2147483648 and"),
+    "a step too far in JAX": (at(jnp.int32(2**31 - 1)), ValueError, "at step 2147483647 and"),
+    "a step below 0": (
+        at(-1),
+        ValueError,
+        "is a State at step -1 and num_steps is 3, but steps are",
+    ),
+}
+
+
+@pytest.mark.parametrize("driver", [jaxfit.train, jaxfit.fit])
+@pytest.mark.parametrize(
+    ("given", "error", "words"), REFUSED_BY_TRAIN_AND_FIT.values(), ids=REFUSED_BY_TRAIN_AND_FIT
+)
+def test_train_and_fit_refuse_alike(given, error, words, driver):
+    test_refused_in_one_sentence_before_compiling(
+        lambda: driver(**({"params": guess, "optimizer": sgd, "num_steps": 3} | given)),
+        error,
+        words,
+    )
+
+
+LOSSES = {
+    "of JAX": jnp.sum,
+    "of NumPy": np.sum,
+    "builtin": sum,
+    "itemgetter": operator.itemgetter(0),
+    "methodcaller": operator.methodcaller("sum"),
+    "ufunc": jnp.add.reduce,
+    "jitted": jax.jit(norm),
+    "partial": functools.partial(scaled, scale=2.0),
+    "jitted partial": jax.jit(functools.partial(scaled, scale=2.0)),
+    "partial of jitted": functools.partial(jax.jit(scaled, static_argnames="scale"), scale=2.0),
+    "object": Squares(),
+    "method": Squares().method,
+    "static method": Squares.static,
+    "float of a constant": lambda a: norm(a) + float(np.sum(np.ones(3))),
+    "times a NumPy number": lambda a: np.float64(2.0) * norm(a),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_whatever_can_be_called_is_a_loss(loss):
+    run = jaxfit.fit(loss, guess, sgd, 2)
+    assert run.state.step == 2
+    assert_same_bits(run, jax.jit(lambda: jaxfit.train(loss, guess, sgd, 2))())
+
+
+def test_numbers_are_recorded_and_are_aux_and_what_is_in_the_parameters_rides_along():
+    def objective(params):
+        aux = {"one": 1, "half": 0.5, "numpy": np.float32(2), "act": params["act"], "none": None}
+        return norm(params["act"](params["w"])), aux
+
+    text, things = np.array(["a", "b"]), {1, 2}
+    start = {"w": guess, "act": jnp.tanh, "name": f"{3}", "text": text, "set": things}
+    record = lambda step: (step.params, step.aux, True, 3, 1j)
+    options = {"has_aux": True, "record": record, "record_every": 2}
+    for run in (
+        jaxfit.fit(objective, start, sgd, 5, **options),
+        jaxfit.train(objective, start, sgd, 5, keyframe_every=4, **options),
+    ):
+        params, aux, *numbers = run.trajectory
+        for kept in params, run.state.params, (run.keyframes or run.state).params:
+            assert all(kept[name] is start[name] for name in ("act", "name", "text", "set"))
+        assert aux["act"] is jnp.tanh and aux["none"] is None
+        np.testing.assert_array_equal(
+            [aux["one"], aux["half"], aux["numpy"]], np.full((3, 3), [[1], [0.5], [2]])
+        )
+        assert [number[-1] for number in numbers] == [True, 3, 1j]
 
 
 def test_what_is_not_refused_is_compiled():

@@ -1,8 +1,14 @@
 """A run on disk is the run, however often it was killed and whatever happened to its files."""
 
+import asyncio
 import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import enum
 import hashlib
 import json
+import math
 import pathlib
 import pickle
 import random
@@ -11,15 +17,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import jaxfit
 from jaxfit import _spec, plot
@@ -201,6 +207,49 @@ def test_types_come_back_as_far_as_nothing_is_executed(tmp_path):
     )
 
 
+class Color(enum.Enum):
+    RED, BLUE = 1, 2
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [("b", 1, None), ("a", (2.5, b"x")), ()],
+        [2.0, 10.0, -0.5, math.inf],  # in another order than as texts
+        [b"\xff\x00", b"a"],
+        [7, 10, -1],
+        [True, False],
+        [None],
+        ["None", "1", "\ud800", "ü"],
+    ],
+    ids=repr,
+)
+def test_the_keys_of_dicts_come_back_as_they_were(names, tmp_path):
+    params = {name: jnp.full(2, number + 1.0) for number, name in enumerate(names)}
+    bowl = lambda params: sum(jnp.sum(leaf**2) for leaf in params.values())
+    run = fit(bowl, params, optax.sgd(0.1), 5, checkpoint_dir=tmp_path, **OPTIONS)
+    loaded = jaxfit.load(tmp_path)
+    for one, other in (loaded.state.params, params), (loaded.trajectory["params"], params):
+        assert set(one) == set(other)
+        assert {*map(type, one)} == {*map(type, other)}
+    assert_same_bits(loaded.state, run.state)
+    assert_same_bits(read(loaded), read(run))
+
+
+def test_the_keys_of_other_types_come_back_as_texts_and_in_their_order():
+    array = lambda n: jax.ShapeDtypeStruct((n,), np.float32)
+    back = lambda tree: _spec.decode(json.loads(json.dumps(_spec.encode(tree))))
+    assert back({np.int32(3): array(3)}) == {3: array(3)}
+    assert back({Color.RED: array(1)}) == {"Color.RED": array(1)}
+    # Of a class whose order is not that of its texts, and whose texts are the same.
+    Key = dataclasses.make_dataclass("Key", ["at"], order=True, frozen=True)
+    tree = {Key(10): array(10), Key(9): array(9)}
+    assert dict(back(tree)) == {str(Key(10)): array(10), str(Key(9)): array(9)}
+    assert jax.tree.leaves(back(tree)) == jax.tree.leaves(tree) == [array(9), array(10)]
+    Key.__str__ = lambda self: "key"
+    assert jax.tree.leaves(back(tree)) == [array(9), array(10)]
+
+
 def test_nothing_is_unpickled_and_no_class_is_called(kept, monkeypatch):
     for name in "load", "loads", "Unpickler":
         monkeypatch.setattr(pickle, name, lambda *_, **__: pytest.fail("unpickled"))
@@ -210,42 +259,54 @@ def test_nothing_is_unpickled_and_no_class_is_called(kept, monkeypatch):
     assert type(made).__name__ == "system" and made == (None, 1) and made.echo is None
 
 
-INDICES = st.one_of(
-    st.integers(-30, 29),
-    st.slices(30),
-    st.lists(st.integers(-30, 29), max_size=5).map(lambda rows: np.array(rows, int)),
-    st.tuples(st.slices(30), st.integers(0, 2)),
-    st.tuples(st.integers(0, 29), st.slices(3)),
-    st.tuples(st.just(Ellipsis), st.lists(st.integers(0, 2), max_size=3)),
-    st.tuples(st.lists(st.integers(0, 29), min_size=2, max_size=2), st.just([0, 2])),
-    st.just(None),
+def test_numbers_that_are_no_arrays_are_the_same_at_every_step(tmp_path):
+    params = {"a": jnp.ones(2), "power": 2, "half": np.float32(0.5), "zero": np.zeros((), int)}
+    bowl = lambda p: jnp.sum(p["a"] ** p["power"]) + p["half"] ** 2
+    fit(bowl, params, ADAM, 20, checkpoint_dir=tmp_path, **OPTIONS)
+    run, expected = jaxfit.load(tmp_path), jaxfit.train(bowl, params, ADAM, 20)
+    part = jaxfit.replay(bowl, run, ADAM, 12, 15)
+    assert_same_bits(part.trajectory["loss"], expected.trajectory["loss"][12:15])
+    step = jaxfit.at(bowl, run, ADAM, 17)
+    assert step.params["power"] == 2
+    assert jaxfit.at(bowl, jax.tree.map(np.asarray, run), ADAM, 17).params["power"] == 2
+    assert_same_bits(step.params["a"], expected.trajectory["params"]["a"][17])
+
+
+def test_what_is_closed_over_may_be_a_key(tmp_path):
+    def closing(seed):
+        key = jax.random.key(seed)
+        noisy = lambda a, batch: jnp.sum((a - jax.random.normal(key, (2,)) - batch) ** 2)
+        return noisy, lambda step: jax.random.normal(jax.random.fold_in(key, step), (2,))
+
+    noisy, data = closing(0)
+    options = {"checkpoint_dir": tmp_path, **OPTIONS}
+    fit(noisy, guess, ADAM, 10, data=data, **options)
+    run = fit(noisy, guess, ADAM, 20, data=data, **options)
+    assert_same_bits(run.state, jaxfit.train(noisy, guess, ADAM, 20, data=data).state)
+    with pytest.raises(ValueError, match="the same shapes, but the loss"):
+        fit(closing(1)[0], guess, ADAM, 20, data=data, **options)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda a, x, y: jnp.sum((a - x) ** 2 - a * y),
+        lambda a, x, y: jax.lax.cond(a[0] > 9, jnp.sum, lambda a: jnp.sum(a * x) - a @ y, a),
+        lambda a, x, y: jax.jit(jax.checkpoint(lambda a: jnp.sum((jnp.sin(a) - x) ** 2) - a @ y))(
+            a
+        ),
+    ],
 )
-
-
-@settings(max_examples=100, deadline=None)
-@given(INDICES)
-def test_rows_are_indexed_as_numpy_does(index):
-    whole = np.arange(90).reshape(30, 3)
-    ends = [1, 10, 12, 30]
-    parts = [lambda a=a, b=b: whole[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-    rows = Rows(parts, ends, jax.ShapeDtypeStruct((3,), whole.dtype))
-    np.testing.assert_array_equal(rows[index], whole[index])
-
-
-def test_rows_are_arrays_to_numpy_and_read_no_more_than_is_asked_for():
-    reads = []
-    part = lambda n: lambda: reads.append(n) or np.full((10, 2), n)
-    rows = Rows([part(0), part(1), part(2)], [10, 20, 30], jax.ShapeDtypeStruct((2,), np.int64))
-    assert rows.shape == (30, 2) and rows.ndim == 2 and rows.size == 60 and len(rows) == 30
-    assert str(rows) == "Rows of int64[30, 2]" and rows.dtype == np.int64
-    assert (rows[12:14] == 1).all() and reads == [1]
-    assert (rows[11], rows[19]) and reads == [1]
-    assert rows[-1].tolist() == [2, 2] and reads == [1, 2]
-    assert (rows + 1).sum() == np.sum(rows) + 60 and np.exp(rows).shape == (30, 2)
-    assert jnp.asarray(rows).shape == (30, 2)
-    for beyond in 30, -31:
-        with pytest.raises(IndexError, match="out of bounds"):
-            rows[beyond]
+def test_what_is_closed_over_is_compared(loss, tmp_path):
+    x, y = np.arange(2000, dtype=np.float32), jnp.ones(2000)
+    options = {"record": lambda step: step.loss, "checkpoint_dir": tmp_path, **OPTIONS}
+    run = lambda steps, x, y: fit(lambda a: loss(a, x, y), jnp.zeros(2000), ADAM, steps, **options)
+    run(10, x, y)
+    jax.clear_caches()
+    assert run(20, x, y).state.step == 20
+    for other in (x + 1, y), (x, y.at[1999].set(2)), (np.asarray(y), jnp.asarray(x)):
+        with pytest.raises(ValueError, match="the same shapes, but the loss"):
+            run(30, *other)
 
 
 # Another run, and other faults
@@ -267,9 +328,9 @@ OTHERS = {
     ),
     "rate": (
         {"optimizer": optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.2))},
-        "the same shapes, but the loss, the optimizer, the data or record computes otherwise",
+        "the same shapes, but the loss, optimizer, data or record computes differently",
     ),
-    "loss": ({"loss": lambda a, b: 2 * loss(a, b)}, "the same shapes, but the loss, the opt"),
+    "loss": ({"loss": lambda a, b: 2 * loss(a, b)}, "the same shapes, but the loss, opt"),
     "record": ({"record": lambda s: {"loss": s.loss}}, r"a row has the leaf \['params'\] there"),
     "every": ({"record_every": 2}, "record_every is 1 there and 2 here"),
 }
@@ -344,7 +405,9 @@ def test_damaged_files_are_told_and_cost_no_more_than_their_chunk(copy, kept, da
     assert_same_run(jaxfit.load(copy), whole)
 
     shutil.rmtree(copy / "0000000010-0000000020")
-    with pytest.raises(ValueError, match="lacks the steps 10 to 20: put their folder back"):
+    with pytest.raises(
+        ValueError, match="has the steps up to 10, and then 0000000020-0000000030: put"
+    ):
         jaxfit.load(copy)
 
 
@@ -364,6 +427,146 @@ def test_a_bit_that_flips_amid_a_large_array_is_told(tmp_path):
             jaxfit.load(tmp_path)
     largest.write_bytes(content)
     assert_same_bits(jaxfit.load(tmp_path).state, run.state)
+
+
+def reseal(path, change):
+    """Change what a file of ours says, as somebody can who knows how it is sealed."""
+    value = json.loads(path.read_text())
+    sealed = value["custom_metadata"] if path.name == "_CHECKPOINT_METADATA" else value
+    changed = change(sealed["value"])
+    text = json.dumps(sealed["value"] if changed is None else changed, sort_keys=True)
+    text = text.replace('"DEEP"', '{"list": [' * 5000 + "null" + "]}" * 5000)
+    text = f'{{"crc32": {zlib.crc32(text.encode())}, "value": {text}}}'
+    path.write_text(text if sealed is value else f'{{"custom_metadata": {text}}}')
+
+
+def entry(name, value):
+    return lambda about: about.__setitem__(name, value)
+
+
+def in_row(spec):
+    return entry("row", {"dict": [["loss", {"array": "float32", "shape": []}], ["params", spec]]})
+
+
+def array(shape, dtype="float32"):
+    return in_row({"array": dtype, "shape": shape})
+
+
+def named(fields, parts):
+    return in_row({"namedtuple": "jaxfit.fit:_Chunk", "fields": fields, "of": parts})
+
+
+DAMAGES = {
+    "run.json": [
+        *(lambda about, name=name: about.pop(name) and None for name in ("first", "record_every")),
+        *(lambda about, name=name: about.pop(name) and None for name in ("state", "row", "format")),
+        *(entry("first", first) for first in (-1, "0", True, None, 2**31, 10**400)),
+        *(entry("record_every", every) for every in (0, -1, 1.5, "1", None, [1])),
+        *(entry("format", form) for form in (2, None, "1")),
+        *(lambda _, value=value: value for value in ([], [[]], "run", 7, {})),
+        *(entry("state", spec) for spec in (None, {}, {"state": []}, {"tuple": [None] * 3})),
+        entry("state", {"state": [{"array": "float32", "shape": []}, None, None]}),
+        entry("state", {"state": [{"array": "int32", "shape": [1]}, None, None]}),
+        entry("state", {"state": [{"value": 40}, None, None]}),
+        *(array(shape) for shape in ([-1], [1.5], ["2"], [[2]], [None], "2", 2, None, [2] * 99)),
+        *(array(shape) for shape in ([12 * 10**12], [2**31, 2**31], [2**62, 4], [2**64], [10**30])),
+        *(array(shape) for shape in ([0, 2**62, 2**62], [3], [])),
+        *(array([0], dtype) for dtype in ("O", "U9", "V8")),
+        *(array([], dtype) for dtype in ("O", "V8", "U9", "i4,f4", "(2,2)f4", "none", "", 3, None)),
+        *(in_row(spec) for spec in ([], [1], "loss", 7, True, {}, {"value": [1]}, {"name": 3})),
+        *(
+            in_row({kind: parts})
+            for kind in ("list", "tuple", "dict", "node")
+            for parts in (1, "a")
+        ),
+        *(in_row({"dict": pairs}) for pairs in ([1], [[1]], ["ab"], [[1, None, 2]], [[{}, None]])),
+        in_row({"dict": [["a", None], ["a", None]]}),
+        in_row({"dict": [["a", None], [1, None]]}),
+        in_row({"dict": [[{"bytes": "x"}, None]]}),
+        in_row({"dict": [[{"tuple": "DEEP"}, None]]}),
+        in_row({"dict": [[{"tuple": ["a", ["b"]]}, None]]}),
+        in_row({"keys": "no such", "of": {"array": "float32", "shape": [2]}}),
+        in_row({"keys": "threefry2x32", "of": {"array": "float32", "shape": [2]}}),
+        in_row({"keys": "no such", "of": {"array": "uint32", "shape": [2]}}),
+        in_row({"keys": "threefry2x32", "of": {"array": "uint32", "shape": [3]}}),
+        in_row({"keys": ["threefry2x32"], "of": {"array": "uint32", "shape": [2]}}),
+        named(["a", "b"], [None]),
+        named([], [None]),
+        named("ab", [None, None]),
+        named(None, []),
+        entry("row", "DEEP"),
+        entry("state", {"state": [{"array": "int32", "shape": []}, "DEEP", None]}),
+    ],
+    "end.json": [
+        *(lambda end, name=name: end.pop(name, 0) and None for name in ("step", "ended")),
+        *(entry("ended", why) for why in (3, [], {}, True, ["data ended"], "DEEP")),
+        *(lambda _, value=value: value for value in ([], "end", 7)),
+    ],
+    "0000000030-0000000040/_CHECKPOINT_METADATA": [
+        *(lambda _, value=value: value for value in ([], "sums", 7)),
+        entry("state/1", -1),
+        entry("state/1", "12"),
+        entry("state/1", [1]),
+        entry("rows/0", 2**70),
+        entry("rows/0", "DEEP"),
+    ],
+}
+
+
+def look(folder):
+    """Read all that there is of a run."""
+    run = jaxfit.load(folder)
+    return read(run), jax.tree.map(np.asarray, run.keyframes)
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_files_that_say_what_cannot_be_are_told(name, copy, data):
+    sound = (copy / name).read_bytes()
+    for change in DAMAGES[name]:
+        reseal(copy / name, change)
+        with pytest.raises(ValueError, match=r" is damaged \(.*\): put back a copy.*\.$") as told:
+            look(copy)
+        assert str(told.value).count("\n") == 0 and len(str(told.value)) < 600
+        with contextlib.suppress(ValueError):  # which does not read as much
+            fit(loss, guess, ADAM, STEPS, data=data, checkpoint_dir=copy, **OPTIONS)
+        (copy / name).write_bytes(sound)
+    assert len(DAMAGES[name]) >= 8
+    look(copy)
+
+
+@pytest.mark.parametrize("value", [None, {}, [], {"params": 1}, {"params": {"": 3}}, "DEEP"])
+def test_fit_tells_of_leaves_that_cannot_be(value, copy, data):
+    reseal(copy / "run.json", entry("leaves", value))
+    with pytest.raises(ValueError, match=r"run.json is damaged \(.*\): put back a copy\.$"):
+        fit(loss, guess, ADAM, STEPS, data=data, checkpoint_dir=copy, **OPTIONS)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", "[" * 10**5, '{"custom_metadata": 3}'])
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "_METADATA"])
+def test_metadata_that_are_none_are_told(name, text, copy, data):
+    (copy / "0000000030-0000000040" / name).write_text(text)
+    with pytest.raises(ValueError, match="0000000030-0000000040 is damaged"):
+        jaxfit.load(copy)
+    with pytest.raises(ValueError, match="0000000030-0000000040 is damaged"):
+        fit(loss, guess, ADAM, 50, data=data, checkpoint_dir=copy, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("0000000030-0000000050", r"is damaged \(it has the state after step 40\)"),
+        ("0000000030-9999999999", r"is damaged \(it has the state after step 40\)"),
+        ("0000000020-0000000040", "has the steps up to 30, and then 0000000020-0000000040: put"),
+        ("0000000030-0000000010", "has the steps up to 30, and then 0000000030-0000000010: put"),
+    ],
+)
+def test_folders_of_other_names_are_told(name, said, copy, data):
+    (copy / "0000000030-0000000040").rename(copy / name)
+    with pytest.raises(ValueError, match=said):
+        jaxfit.load(copy)
+    if "9999999999" not in name:  # which goes on no more
+        with pytest.raises(ValueError, match=said):
+            fit(loss, guess, ADAM, 10**9, data=data, checkpoint_dir=copy, **OPTIONS)
 
 
 FAULTS = {
@@ -421,6 +624,77 @@ def test_two_fits_do_not_write_to_one_directory(data, tmp_path):
     fit(loss, guess, ADAM, 30, data=batches, checkpoint_dir=tmp_path, **OPTIONS)
 
 
+def test_threads_write_runs_of_their_own(data, trained, tmp_path):
+    def run(number):
+        options = {"chunk_size": 2, "progress": False, "checkpoint_dir": tmp_path / str(number)}
+        made = fit(loss, guess, ADAM, STEPS, data=data, **options)
+        return made, jaxfit.load(tmp_path / str(number))
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        for made, loaded in threads.map(run, range(4)):
+            assert_same_bits(read(made), read(loaded))
+            assert_same_bits((made.state, loaded.state), (trained.state, trained.state))
+
+
+def test_fit_goes_on_in_a_loop_of_asyncio_and_in_its_threads(data, trained, tmp_path):
+    def run(name):
+        fit(loss, guess, ADAM, 15, data=data, checkpoint_dir=tmp_path / name, **OPTIONS)
+        made = fit(loss, guess, ADAM, STEPS, data=data, checkpoint_dir=tmp_path / name, **OPTIONS)
+        assert_same_bits(read(made), read(jaxfit.load(tmp_path / name)))
+        return made.state
+
+    async def runs():
+        first = run("within")
+        beside = [asyncio.to_thread(run, name) for name in ("one", "two")]
+        return [first, *await asyncio.gather(*beside)]
+
+    for state in asyncio.run(runs()):
+        assert_same_bits(state, trained.state)
+
+
+def test_steps_that_int32_cannot_count_are_refused_before_anything_is_written(data, tmp_path):
+    last = jaxfit.train(loss, guess, ADAM, 1, data=data).state
+    last = dataclasses.replace(last, step=jnp.int32(2**31 - 6))
+    folder = tmp_path / "run"
+    with pytest.raises(ValueError, match=r"at step 2147483642 and num_steps is 6, but steps are"):
+        fit(loss, last, ADAM, 6, data=data, checkpoint_dir=folder, **OPTIONS)
+    assert not folder.exists()
+    fit(loss, last, ADAM, 3, data=data, checkpoint_dir=folder, **OPTIONS)
+    run = fit(loss, last, ADAM, 5, data=data, checkpoint_dir=folder, **OPTIONS)
+    assert run.state.step == jaxfit.load(folder).state.step == 2**31 - 1
+    assert jaxfit.load(folder).steps.tolist() == list(range(2**31 - 6, 2**31 - 1))
+
+
+@pytest.mark.parametrize("then", ["a chunk", "an error", "the end"])
+def test_one_place_says_what_is_committed_and_it_is_true(then, data, tmp_path, monkeypatch):
+    lost = tmp_path / ("0000000020-0000000025" if then == "an error" else "0000000020-0000000030")
+    wait = orbax.checkpoint.AsyncCheckpointer.wait_until_finished
+
+    def fail(self):
+        wait(self)
+        if lost.exists():
+            shutil.rmtree(lost)
+            raise OSError("no room")
+
+    def batch(step):
+        if (step, then) == (25, "an error"):
+            raise LookupError("no such batch")
+        return jax.tree.map(lambda leaf: np.asarray(leaf[step : step + 5]), data)
+
+    monkeypatch.setattr(orbax.checkpoint.AsyncCheckpointer, "wait_until_finished", fail)
+    options = {"data": jaxfit.host_batches(batch), "checkpoint_dir": tmp_path, **OPTIONS}
+    with pytest.raises((OSError, LookupError)) as raised:
+        fit(loss, guess, ADAM, 30 if then == "the end" else STEPS, **options)
+    said = f"the chunk {lost} could not be written (no room), and the steps before 20 are committed"
+    notes = getattr(raised.value, "__notes__", [])
+    if then == "an error":
+        assert str(raised.value) == "no such batch" and len(notes) == 2
+        assert notes[1].startswith(f"fit: {said}")
+    else:
+        assert str(raised.value).startswith(said) and not notes
+    assert jaxfit.load(tmp_path).state.step == 20
+
+
 def test_an_error_in_the_stream_or_the_recorder_is_theirs_and_what_was_made_is_kept(data, tmp_path):
     def batch(step):
         if step == 25:
@@ -453,6 +727,40 @@ def test_an_error_in_the_stream_or_the_recorder_is_theirs_and_what_was_made_is_k
     assert jaxfit.load(tmp_path / "record").state.step == 24
 
 
+def test_what_others_have_in_the_directory_stays_there(data, trained, tmp_path):
+    folders = ["2020-2021", "notes", "0000000000-00000000100", "a.orbax-checkpoint-tmp"]
+    folders += ["0000000003.orbax-checkpoint-tmp", "²000000000-0000000010"]
+    for name in folders:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kept").write_text("theirs")
+    (tmp_path / "lock").write_text("theirs")
+    options = {"data": data, "checkpoint_dir": tmp_path, **OPTIONS}
+    fit(loss, guess, ADAM, 25, **options)
+    ours = [
+        f"00000000{n}0-00000000{n + 1}0.orbax-checkpoint-tmp{end}"
+        for n, end in ((3, ""), (4, "-1"))
+    ]
+    for name in ours:
+        (tmp_path / name / "d").mkdir(parents=True)
+    fit(loss, guess, ADAM, STEPS, **options)
+    assert_same_bits(jaxfit.load(tmp_path).state, trained.state)
+    assert not any((tmp_path / name).exists() for name in ours)
+    assert all((tmp_path / name / "kept").read_text() == "theirs" for name in folders)
+    assert (tmp_path / "lock").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("kept_of_it", ["end.json", "0*"])
+def test_chunks_of_which_nothing_is_known_are_no_run(kept_of_it, copy, data):
+    for path in copy.iterdir():
+        if not path.match(kept_of_it):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (copy / "lock").touch()
+    before = sorted(path.name for path in copy.iterdir())
+    with pytest.raises(ValueError, match=r"but no run\.json that says of which run they are: put"):
+        fit(loss, guess, ADAM, 9, data=data, checkpoint_dir=copy)
+    assert sorted(path.name for path in copy.iterdir()) == before
+
+
 def test_what_is_no_directory_of_a_run_is_told(tmp_path, data, monkeypatch):
     with pytest.raises(FileNotFoundError, match="holds no run: give the checkpoint_dir of a fit"):
         jaxfit.load(tmp_path)
@@ -461,6 +769,16 @@ def test_what_is_no_directory_of_a_run_is_told(tmp_path, data, monkeypatch):
         fit(loss, guess, ADAM, 9, data=data, checkpoint_dir=tmp_path / "file")
     with pytest.raises(TypeError, match="checkpoint_dir is 3, but must be the path of a directory"):
         fit(loss, guess, ADAM, 9, data=data, checkpoint_dir=3)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for call in jaxfit.load, lambda path: fit(loss, guess, ADAM, 9, data=data, checkpoint_dir=path):
+        with pytest.raises(ValueError, match='checkpoint_dir is "", but must be the path of a dir'):
+            call("")
+        with pytest.raises(ValueError, match="run', but there is no such home directory: give"):
+            call("~no one/run")
+    fit(loss, guess, ADAM, 9, data=data, checkpoint_dir="~/run", **OPTIONS)
+    assert jaxfit.load("~/run").state.step == jaxfit.load(tmp_path / "home" / "run").state.step == 9
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "home"]
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     with pytest.raises(ImportError, match=r'pip install "jaxfit-train\[checkpoint\]"'):
         fit(loss, guess, ADAM, 9, data=data, checkpoint_dir=tmp_path / "new")

@@ -122,6 +122,58 @@ def test_a_constant_column_becomes_zero_and_stays_finite():
     np.testing.assert_array_equal(standardize(x[:1])[0], 0.0)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [
+        *((jnp.float16, scale) for scale in (1.0, 1e4, 1e-2, 1e-6)),
+        *((jnp.bfloat16, scale) for scale in (1.0, 1e37, 1e-36)),
+        *((jnp.float32, scale) for scale in (1.0, 1e19, 1e38, 1e-19, 1e-25, 1e-34)),
+    ],
+)
+def test_neither_large_columns_nor_small_ones_leave_the_range_of_their_dtype(dtype, scale):
+    columns = scale * np.random.default_rng(0).uniform(
+        [-1.0, -3.0, 0.5], [1.0, -1.0, 3.0], (200, 3)
+    )
+    x = jnp.asarray(columns, dtype)
+    exact = np.asarray(x, np.float64)
+    eps = float(jnp.finfo(dtype).eps)
+    smallest = float(jnp.finfo(dtype).smallest_subnormal)
+    for standardized in (standardize, jax.jit(standardize)):
+        z, mean, deviation = standardized(x)
+        assert z.dtype == mean.dtype == deviation.dtype == dtype
+        mean, deviation, z = (np.asarray(array, np.float64) for array in (mean, deviation, z))
+        np.testing.assert_allclose(mean, exact.mean(0), rtol=4 * eps, atol=smallest + eps * scale)
+        np.testing.assert_allclose(deviation, exact.std(0), rtol=4 * eps, atol=smallest)
+        expected = (exact - exact.mean(0)) / exact.std(0)
+        np.testing.assert_allclose(z, expected, rtol=4 * eps, atol=8 * eps)
+
+
+def test_a_column_from_one_end_of_float_to_the_other_is_standardized():
+    for dtype in (np.float16, np.float32):
+        most = jnp.finfo(dtype).max
+        z, mean, deviation = standardize(jnp.array([[most], [-most], [-most], [most]]))
+        assert z.ravel().tolist() == [1.0, -1.0, -1.0, 1.0]
+        assert mean == 0 and deviation == most
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, bool, np.complex64])
+def test_other_numbers_are_standardized_in_floating_ones(dtype):
+    x = np.random.default_rng(0).integers(-100, 100, (50, 2)).clip(0).astype(dtype)
+    for array, real in zip(standardize(x), (False, False, True), strict=True):
+        assert array.dtype == (np.complex64 if dtype == np.complex64 and not real else np.float32)
+    np.testing.assert_allclose(standardize(x)[2], np.std(x.astype(np.complex128), 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e30])
+def test_the_derivative_of_standardizing_has_no_scale(scale):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)), jnp.float32)
+    moments = lambda x: jnp.sum(x[0] ** 3) + jnp.sum(x[1] + x[2]) / scale
+    slope = lambda scale: jax.jit(jax.grad(lambda x: moments(standardize(scale * x))))(x)
+    moments_of_one = lambda x: jnp.sum(x[0] ** 3) + jnp.sum(x[1] + x[2])
+    expected = jax.grad(lambda x: moments_of_one(standardize(x)))(x)
+    np.testing.assert_allclose(slope(scale), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_standardizing_has_a_derivative_where_a_column_is_constant_too():
     x = jnp.array([[1.0, 5.0], [2.0, 5.0], [4.0, 5.0]])
     slopes = jax.grad(lambda x: jnp.sum(standardize(x)[0] ** 3))(x)

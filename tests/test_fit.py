@@ -1,6 +1,8 @@
 """fit is train, bit for bit, however it is cut into chunks and wherever it ends."""
 
+import dataclasses
 import itertools
+import pickle
 import signal
 import sys
 
@@ -103,6 +105,57 @@ def test_a_fit_goes_on_from_a_state_and_train_from_a_fit(data, trained):
     assert half.known_steps == range(17) and rest.known_steps is None
     more = jax.jit(lambda s, data: jaxfit.train(loss, s, adam, STEPS - 17, data=data))
     assert_same_bits(more(half.state, data).state, whole.state)
+
+
+def test_a_state_of_numpy_arrays_and_numbers_goes_on_to_the_same_end(data, trained, tmp_path):
+    adam, whole = OPTIMIZERS["adam"], trained("adam")
+    half = fit(loss, guess, adam, 17, data=data)
+    on_host = jax.device_get(half.state)
+    assert isinstance(on_host.step, np.ndarray) and isinstance(on_host.params, np.ndarray)
+    number = dataclasses.replace(half.state, step=17)
+    for state in on_host, number, pickle.loads(pickle.dumps(on_host)):
+        rest = fit(loss, state, adam, STEPS - 17, data=data, chunk_size=7)
+        assert_same_bits(rest.state, whole.state)
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(rest.state))
+    rest = jax.jit(lambda data: jaxfit.train(loss, on_host, adam, STEPS - 17, data=data))(data)
+    assert_same_bits(rest.state, whole.state)
+
+    options = {"data": data, "checkpoint_dir": tmp_path, "chunk_size": 5}
+    fit(loss, on_host, adam, 10, **options)
+    assert_same_bits(fit(loss, on_host, adam, STEPS - 17, **options).state, whole.state)
+
+    assert_same_bits(
+        jaxfit.fork(on_host, adam, carry=True), jaxfit.fork(half.state, adam, carry=True)
+    )
+    bad = dataclasses.replace(on_host, params=np.full(2, np.nan, np.float32))
+    assert jaxfit.blame(loss, bad, adam, data=data).leaf == "params"
+    run = jax.jit(lambda data: jaxfit.train(loss, guess, adam, STEPS, data=data, keyframe_every=9))
+    replay = jax.jit(lambda run, data: jaxfit.replay(loss, run, adam, 20, 30, data=data))
+    run = run(data)
+    kept = jax.device_get(run)
+    part = jax.jit(lambda data: jaxfit.replay(loss, kept, adam, 20, 30, data=data))(data)
+    assert_same_bits(part, replay(run, data))
+
+
+def test_what_is_not_trained_is_the_same_in_a_state_of_numpy_arrays():
+    start = {"w": guess, "table": jnp.array([1, 0]), "key": jax.random.key(0), "power": 2}
+    loss = lambda params: jnp.sum((params["w"][params["table"]] - 3.0) ** params["power"])
+    sgd = optax.sgd(0.1, 0.9)
+    half = fit(loss, start, sgd, 5)
+    rest = fit(loss, jax.device_get(half.state), sgd, 5)
+    assert_same_bits(rest.state, fit(loss, start, sgd, 10).state)
+    assert isinstance(rest.state.params["table"], np.ndarray)  # untouched
+
+
+def test_a_run_can_end_at_the_last_step_that_int32_counts_and_is_loaded(data, tmp_path):
+    sgd, last = optax.sgd(0.1), 2**31 - 1
+    start = dataclasses.replace(jaxfit.init(guess, sgd), step=last - 5)
+    run = fit(loss, start, sgd, 5, data=data, chunk_size=2, checkpoint_dir=tmp_path / "run")
+    for one in run, jaxfit.load(tmp_path / "run"), fit(loss, start, sgd, 5, data=data):
+        assert int(one.state.step) == last and one.steps.tolist() == [*range(last - 5, last)]
+    with pytest.raises(ValueError, match="at step 2147483642 and num_steps is 6, but steps are"):
+        fit(loss, start, sgd, 6, data=data, checkpoint_dir=tmp_path / "more")
+    assert not (tmp_path / "more").exists()
 
 
 def test_a_fit_is_replayed(data):
@@ -250,16 +303,25 @@ def test_the_ready_made_rules_end_where_the_losses_say(data):
     assert not np.isfinite(overflow(run.state.params))
 
 
-def test_ctrl_c_ends_the_chunk_and_returns_the_run_so_far(monkeypatch, capsys, data, trained):
+@pytest.fixture
+def handler():
+    """Python's own, which a process that ignored Ctrl-C from its start lacks."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_the_chunk_and_returns_the_run_so_far(
+    monkeypatch, capsys, data, trained, handler
+):
     with_hook(monkeypatch, lambda: signal.raise_signal(signal.SIGINT))
-    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):  # the second
         fit(loss, guess, OPTIMIZERS["adam"], STEPS, data=data, chunk_size=5)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is handler
     calls = iter([signal.SIGINT])
     with_hook(monkeypatch, lambda: [signal.raise_signal(number) for number in calls])
     run = fit(loss, guess, OPTIMIZERS["adam"], STEPS, data=data, chunk_size=5)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is handler
     made = int(run.state.step)
     assert 5 <= made <= 15 and run.ended == f"interrupted before step {made}"
     said = capsys.readouterr().err
@@ -267,6 +329,13 @@ def test_ctrl_c_ends_the_chunk_and_returns_the_run_so_far(monkeypatch, capsys, d
     assert_same_bits(run.trajectory, row(trained("adam").trajectory, slice(made)))
     rest = fit(loss, run.state, OPTIMIZERS["adam"], STEPS - made, data=data)
     assert_same_bits(rest.state, trained("adam").state)
+
+
+def test_where_ctrl_c_is_ignored_it_goes_on_being_ignored(monkeypatch, data, trained, handler):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with_hook(monkeypatch, lambda: signal.raise_signal(signal.SIGINT))
+    same(fit(loss, guess, OPTIMIZERS["adam"], STEPS, data=data, chunk_size=5), trained("adam"))
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_progress_is_shown_on_a_terminal_or_always_or_never(data, capsys):
@@ -290,6 +359,28 @@ REFUSED = {
     "no chunk": ({"chunk_size": 0}, "chunk_size is 0, but must be at least 1"),
     "half a chunk": ({"chunk_size": 0.5}, "chunk_size is 0.5, but must be a whole number"),
     "no rule": ({"stop": 0.1}, r"stop is 0.1, but must be a function of a Step.*loss_below\(0.1\)"),
+    "functions in a tuple": (
+        {"stop": (lambda: 0, lambda step, seen: (False, seen))},
+        r"stop is \(<function .*, but must be a function of a Step that returns a boolean, or a r",
+    ),
+    "an optimizer": ({"stop": optax.sgd(0.1)}, "stop is .*, but must be a function of a Step that"),
+    "a dict": ({"stop": {}}, "stop is {}, but must be a function of a Step that returns a boolean"),
+    "a rule without functions": (
+        {"stop": Rule(0.1, 0.2)},
+        "the rule stop has 0.1 as its init, but that must be a function of 0 arguments: write Rule",
+    ),
+    "a rule that remembers nothing": (
+        {"stop": Rule(lambda: 0, lambda step: False)},
+        "the rule stop has <lambda> as its update, but that must be a function of 2 arguments",
+    ),
+    "a maker of rules": (
+        {"stop": loss_below},
+        "stop loss_below returned <function .*, but must return one boolean: .* call a maker of",
+    ),
+    "text for a boolean": (
+        {"stop": lambda step: "no"},
+        "stop <lambda> returned no, but must return",
+    ),
     "a rule of two": (
         {"stop": lambda step, more: True},
         r"takes other arguments, but it is called as stop\(step\)",

@@ -132,6 +132,22 @@ def test_an_end_before_an_error_in_a_batch_that_was_read_ahead():
     ]
 
 
+@pytest.mark.parametrize("driver", [fit, jaxfit.train])
+def test_a_function_that_stops_iterating_is_an_error_and_no_end(driver):
+    def short(step):
+        return next(iter([batch(step)] if step < 7 else []))
+
+    data = jaxfit.host_batches(short)
+    with pytest.raises(RuntimeError, match="raised StopIteration for step 7, but must have a bat"):
+        jax.block_until_ready(driver(loss, 0.0, ADAM, STEPS, data=data))
+    with pytest.raises(RuntimeError, match="raised StopIteration for step 9") as raised:
+        data(9)
+    assert isinstance(raised.value.__cause__, StopIteration)
+    assert str(raised.value).count("\n") == 0 and str(raised.value).endswith(".")
+    with pytest.raises(RuntimeError, match="raised StopIteration for step 0"):
+        jaxfit.host_batches(lambda step: next(iter([])))
+
+
 def test_keys_come_in_through_the_batch():
     def keyed(step):
         return {"x": NUMBERS[step : step + 4], "key": jax.random.fold_in(jax.random.key(0), step)}

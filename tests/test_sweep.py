@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 import os
 import re
 import signal
@@ -231,6 +232,18 @@ def test_results_may_hold_keys_functions_and_dtypes_of_all_kinds():
     assert result.sel(key=1, scale=2).values["act"] is jax.nn.relu
 
 
+def test_python_objects_are_results_if_they_are_the_same_for_all_runs():
+    class Model:
+        def apply(self, x):
+            return x
+
+    model, thing = Model(), object()
+    fn = lambda by, x: {"x": by * x, "apply": model.apply, "thing": thing, "name": "line"}
+    values = sweep(fn, {"by": [1, 2], "x": jnp.arange(3)}).values
+    assert values["thing"] is thing and values["apply"](3) == 3 and values["name"] == "line"
+    np.testing.assert_array_equal(values["x"], [[0, 1, 2], [0, 2, 4]])
+
+
 def test_axes_have_the_dtypes_that_jax_gives_them():
     rates = np.logspace(-3, 0, 4)
     dtype_of = lambda lr: jnp.zeros(lr.dtype.itemsize)
@@ -288,13 +301,108 @@ def test_a_label_selects_and_a_near_one_only_when_asked(table):
         table.sel(lr=0.1, method="exact")
 
 
+F16, BF16, F32, INF, NAN = np.float16, jnp.bfloat16, np.float32, np.inf, np.nan
+short = lambda value: str(value)[:20]
+SELECTED = [  # the labels, their dtype, what is selected, and its position
+    ([3, 1, 2], np.int32, 1.0, 1),
+    ([3, 1, 2], np.int32, jnp.int32(2), 2),
+    ([3, 1, 2], np.int32, True, 1),
+    ([3, 1, 2], np.int32, 1.7, None),
+    ([3, 1, 2], np.int32, 2**32 + 1, None),
+    ([3, 1, 2], np.int32, 2**70, None),
+    ([3, 1, 2], np.int32, NAN, None),
+    ([3, 1, 2], np.int32, INF, None),
+    ([3, 1, 2], np.int32, 1 + 1j, None),
+    ([3, 1, 2], np.int32, "1", None),
+    ([3, 1, 2], np.int32, None, None),
+    ([3, 1, 2], np.int32, [3, 1, 2], None),
+    ([3, 1, 2], np.int32, KEYS[1], None),
+    ([3, 255], np.uint8, -1, None),
+    ([2**53, 2**53 + 1], np.int64, 2**53 + 1, 1),
+    ([False, True], bool, True, 1),
+    ([False, True], bool, 1.0, 1),
+    ([False, True], bool, 2, None),
+    ([False, True], bool, 0.5, None),
+    ([0.2, 0.1], F32, 0.1, 1),
+    ([0.2, 0.1], F32, np.float64(0.1), 1),
+    ([0.2, 0.1], F32, 0.1000001, None),
+    ([0.2, 0.1], F16, F32(0.1), 1),
+    ([0.2, 0.1], BF16, 0.1, 1),
+    ([0.2, 1.0], BF16, True, 1),
+    ([1.0, INF], F32, INF, 1),
+    ([1.0, INF], F32, -INF, None),
+    ([1.0, INF], F32, 1e300, None),
+    ([1.0, INF], F32, 2**70, None),
+    ([1.0, INF], F32, 2**2000, None),
+    ([1.0, INF], BF16, 1e300, None),
+    ([NAN, 1.0], F32, 1, 1),
+    ([1.0, NAN], F32, NAN, 1),
+    ([1.0, 1j], np.complex64, 1j, 1),
+]
+
+
+@pytest.mark.parametrize(("labels", "dtype", "label", "position"), SELECTED, ids=short)
+def test_a_label_is_the_very_number_or_its_rounding_on_an_axis_of_floats(
+    labels, dtype, label, position
+):
+    axis = Sweep({"n": np.array(labels).astype(dtype)}, np.arange(len(labels)))
+    if position is None:
+        with pytest.raises(KeyError, match=r"axis 'n' has no label .*: it has \d \(.*\)\."):
+            axis.sel(n=label)
+    else:
+        assert axis.sel(n=label).values == position
+        if label == label:
+            assert axis.sel(n=label, method="nearest").values == position
+
+
+@pytest.mark.parametrize(
+    ("labels", "dtype", "label", "position"),
+    [
+        ([3, 200], np.uint8, 5, 0),
+        ([3, 200], np.uint8, -7.5, 0),
+        ([3, 200], np.uint8, 2**70, 1),
+        ([-100, 20], np.int8, 100, 1),
+        ([-100, 20], np.int8, -INF, 0),
+        ([7, 3], np.uint8, 5, 0),  # the first of two
+        ([0, 2**53 + 1, 2**53 + 3], np.int64, 2**53 + 4, 2),
+        ([True, False], bool, 0.4, 1),
+        ([1.0, 2.0, 1.5], F16, 1.6, 2),
+        ([1.0, 2.0, 1.5], BF16, F32(1.9), 1),
+        ([-6e4, 6e4], F16, 5e4, 1),
+        ([NAN, 1.0, 3.0], F32, 2.9, 2),
+        ([NAN, 1.0, 3.0], BF16, INF, 2),
+        ([INF, 1.0, 3.0], F32, 1e300, 2),
+        ([INF, 1.0, 3.0], F32, 2**2000, 2),
+        ([INF, 1.0, -INF], F32, -(2**2000), 1),
+        ([INF, 1.0, -INF], F32, -INF, 2),
+        ([1.0, 3.0], F32, -INF, 0),
+        ([1.0, 1j], np.complex64, 0.9j, 1),
+        ([NAN, NAN], F32, 1.0, None),
+        ([1.0, NAN], F32, NAN, None),
+        ([1.0, 2.0], F32, "1.0", None),
+        ([1.0, 2.0], F32, None, None),
+    ],
+    ids=short,
+)
+def test_the_nearest_of_any_dtype_is_never_nan(labels, dtype, label, position):
+    axis = Sweep({"n": np.array(labels).astype(dtype)}, np.arange(len(labels)))
+    if position is None:
+        with pytest.raises(KeyError, match=r"axis 'n' has no label near .*: it has 2 \(.*\)\."):
+            axis.sel(n=label, method="nearest")
+    else:
+        assert axis.sel(n=label, method="nearest").values == position
+
+
 def test_the_best_has_the_lowest_score_and_nan_is_none(table):
     assert table.best("loss") == {"optimizer": "sgd", "lr": np.float32(0.01), "seed": 0}
     assert table.sel(table.best("loss")).values["loss"] == 0
     worst = table.best(by=lambda values: -values["loss"])
     assert worst == {"optimizer": "lbfgs", "lr": 1, "seed": 1}
-    some = Sweep({"a": np.arange(3)}, np.array([np.nan, 2.0, 1.0]))
-    assert some.best() == {"a": 2}
+    for dtype in (np.float64, F32, F16, BF16):
+        some = Sweep({"a": np.arange(3)}, np.array([np.nan, 2.0, 1.0]).astype(dtype))
+        assert some.best() == {"a": 2}
+    unnamed = Sweep({"a": np.array([1.0, np.nan])}, np.array([2.0, 1.0]))
+    assert unnamed.sel(unnamed.best()).values == 1
     for by, sentence in {
         "two": r"gives float32\[3, 3, 2, 2\], but .* of shape \[3, 3, 2\]: give by=lambda",
         lambda values: np.full((3, 3, 2), np.nan): "all runs score NaN",
@@ -338,6 +446,53 @@ def test_steps_that_differ_from_run_to_run_are_no_coordinate(line):
     rows = sweep(fn, {"start": jnp.arange(2)}).to_xarray()
     assert rows.loss.dims == ("start", "row")
     np.testing.assert_array_equal(rows.step, [[0, 1, 2], [1, 2, 3]])
+
+
+@pytest.mark.parametrize("axis", ["step", "steps", "row", "value", "loss", "state.params", "step_"])
+@pytest.mark.parametrize("kept", ["run", "rows", "number", "dict"])
+def test_names_of_an_xarray_are_distinct_and_axes_keep_theirs(line, axis, kept):
+    def fn(**point):
+        number = point[axis] / 2
+        if kept in ("number", "dict"):
+            return number if kept == "number" else {axis: number, axis + "_": number + 1}
+        run = jaxfit.train(loss, guess, optax.sgd(number), 6, data=line, record_every=2)
+        return run if kept == "run" else run.trajectory
+
+    result = sweep(fn, {axis: RATES})
+    data = result.to_xarray()
+    np.testing.assert_array_equal(data[axis], RATES)
+    assert data[axis].dims == (axis,)
+    if kept == "number":
+        assert list(data.data_vars) == ["value_" if axis == "value" else "value"]
+    elif kept == "dict":
+        np.testing.assert_array_equal(data[axis + "_"], RATES / 2)
+        np.testing.assert_array_equal(data[axis + "__"], RATES / 2 + 1)
+    else:
+        losses = "trajectory.loss" if kept == "run" else "loss_" if axis == "loss" else "loss"
+        step = "step_" if axis == "step" else "step"
+        assert data[losses].dims == (axis, step)
+        np.testing.assert_array_equal(data[step], [0, 2, 4])
+        count = lambda dims: sum(np.ndim(leaf) == dims for leaf in jax.tree.leaves(result.values))
+        steps_too = kept == "rows"  # the coordinate
+        assert len(data.data_vars) == sum(map(count, (1, 2, 3))) - steps_too
+    assert len(data.to_dataframe()) == math.prod(data.sizes.values())
+
+
+def test_names_that_meet_in_an_xarray_are_told_apart():
+    def fn(a):
+        return {
+            "p": {"q": a["x"]},
+            "p.q": 2 * a["x"],
+            "a.x": a["x"],
+            "r": jnp.ones(2),
+            "r_dim_0": 1,
+        }
+
+    data = sweep(fn, {"a": {"x": jnp.arange(3), "y": jnp.arange(3)}}).to_xarray()
+    assert set(data.data_vars) == {"p.q", "p.q_", "a.x_", "r", "r_dim_0"}
+    assert set(data.coords) == {"a", "a.x", "a.y"} and data.r.dims == ("a", "r_dim_0_")
+    rows = sweep(lambda a: {"step": jnp.arange(2) + a, "row": a}, {"a": jnp.arange(3)}).to_xarray()
+    assert rows.step.dims == ("a", "row") and rows.row_.dims == ("a",)
 
 
 def test_without_xarray_the_error_names_the_extra(table, monkeypatch):
@@ -448,6 +603,56 @@ def test_an_interrupted_sweep_does_not_wait_for_its_tile():
     assert said.endswith("interrupted\n"), complaint
 
 
+RAISED = """
+import sys
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import io_callback
+from jaxfit import sweep
+
+jax.config.update("jax_num_cpu_devices", 2)
+kind, batch_size = sys.argv[1], int(sys.argv[2])
+
+def refuse(x):
+    if x == 5:
+        raise ValueError("five is too many")
+    return np.float32(x)
+
+def fn(by, x):
+    if kind == "debug":
+        jax.debug.callback(refuse, by * x)
+        return x
+    return io_callback(refuse, jax.ShapeDtypeStruct((), jnp.float32), by * x)
+
+axes = {"by": {"zero": 0.0, "one": 1.0}, "x": jnp.arange(12.0)}
+try:
+    sweep(fn, axes, batch_size=batch_size)
+except jax.errors.JaxRuntimeError as error:
+    (note,) = error.__notes__
+    print("five is too many" in str(error), note)
+print(sweep(fn, axes | {"x": jnp.arange(3.0)}, batch_size=batch_size).values.tolist())
+"""
+
+
+@pytest.mark.parametrize("kind", ["debug", "io"])
+@pytest.mark.parametrize(("batch_size", "runs"), [(1, "4 to 5"), (3, "0 to 5")])
+def test_an_error_in_a_callback_ends_a_sweep_and_says_where(kind, batch_size, runs):
+    with process(RAISED, kind, batch_size) as running:
+        try:
+            said, complaint = running.communicate(timeout=60)
+        finally:
+            running.kill()
+    note, after = said.splitlines() or [complaint]
+    assert note == (
+        f"True This ended jaxfit.sweep among runs {runs} of 12 with {{'by': 'one'}}, where a "
+        f"callback in fn, or the device, raised it: call fn by itself to find the reason."
+    )
+    assert after == (
+        "[[0.0, 0.0, 0.0], [0.0, 1.0, 2.0]]" if kind == "io" else str([[0.0, 1.0, 2.0]] * 2)
+    )
+
+
 def test_progress_counts_runs_and_is_silent_by_default(capsys):
     axes = {"x": jnp.arange(5), "by": [2, 3]}
     sweep(lambda x, by: x * by, axes, batch_size=2)
@@ -505,6 +710,50 @@ REFUSED = {
     "a name of devices": (
         lambda: sweep(good, {"lr": rates}, devices="cpu"),
         "devices is 'cpu', but must be one device or more in a list",
+    ),
+    "a device twice": (
+        lambda: sweep(good, {"lr": rates}, devices=jax.devices()[:1] * 2),
+        "devices has .*0.* more than once, but each device takes .*: give each once",
+    ),
+    "an axis that is no keyword": (
+        lambda: sweep(good, {0: rates}),
+        "axes has the name 0, but fn is called with one keyword .*: name axes with strings",
+    ),
+    "labels that are numbers": (
+        lambda: sweep(good, {"lr": {1: "a", 2: "b"}}),
+        "axis 'lr' has the label 1, but Python objects in a dict are labelled by strings: give",
+    ),
+    "labels that cannot be sorted": (
+        lambda: sweep(good, {"lr": {"a": 1.0, optax.sgd: 2.0}}),
+        "axis 'lr' has the label sgd, but Python objects in a dict are labelled by strings: give",
+    ),
+    "a zipped axis that cannot be sorted": (
+        lambda: sweep(good, {"lr": {"a": rates, 2: rates}}),
+        "axis 'lr' has the label 2, but Python objects in a dict are labelled by strings: give",
+    ),
+    "a string made afresh": (
+        lambda: sweep(lambda lr: {"lr": lr, "name": f"{lr}"}, {"lr": rates}),
+        r"fn returned '.*' at leaf .*'name'.*, but the leaves .* must be arrays, .*: leave it out",
+    ),
+    "a string for each": (
+        lambda: sweep(lambda by, lr: {"lr": lr, "by": by}, {"by": ["a", "b"], "lr": rates}),
+        r"fn returned 'b' at leaf .*'by'.*Python objects that are the same for all runs",
+    ),
+    "a string for one": (
+        lambda: sweep(lambda by, lr: (lr, by), {"by": [1, "b"], "lr": rates}),
+        r"fn returned 'b' at leaf '\[1\]', but the leaves of a result must be arrays, numbers, or",
+    ),
+    "a function made afresh": (
+        lambda: sweep(lambda lr: (lr, lambda x: lr * x), {"lr": rates}, batch_size=1),
+        r"fn returned <lambda> at leaf '\[1\]', but the leaves of a result must be arrays, numb",
+    ),
+    "a function alone": (
+        lambda: sweep(lambda lr: lambda x: lr * x, {"lr": rates}),
+        "fn returned <lambda>, but the leaves of a result must be .*: leave it out, or make it",
+    ),
+    "a function that is there": (
+        lambda: sweep(lambda lr: good, {"lr": rates}),
+        "fn returned <function .*, but a sweep needs at least one array: return what to keep",
     ),
     "traced": (
         lambda: jax.jit(lambda lr: sweep(good, {"lr": lr}).values)(rates),

@@ -60,7 +60,10 @@ def fit(
 
 
 def loss(run: Run, *, ax: Axes | None = None, label: Any = None, **style: Any) -> Axes:
-    """Draw the loss against the step, on a logarithmic scale.
+    """Draw the loss against the step, on a logarithmic scale if all that is drawn is positive.
+
+    With zeros, the scale is linear around zero and logarithmic from the smallest loss that is not;
+    with negative losses, it is linear. Losses that are not finite are gaps.
 
     Args:
       run: a run whose recorder kept ``"loss"``; or many runs made under ``jax.vmap``, whose losses
@@ -92,9 +95,13 @@ def loss(run: Run, *, ax: Axes | None = None, label: Any = None, **style: Any) -
         ax.set_prop_cycle(color=plt.get_cmap("viridis")(np.linspace(0.0, 0.9, len(values))))
     elif "color" not in style and not ax.lines:
         style = style | {"color": BLUE}
+    values = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
     for step, value, one in zip(steps, values, labels, strict=True):
         ax.plot(step, value, label=_text(one), **style)
-    ax.set(xlabel="step", ylabel="loss", yscale="log")
+    ax.set(xlabel="step", ylabel="loss")
+    in_data = lambda line: line.get_transform().contains_branch_seperately(ax.transData)[1]
+    drawn = [np.ravel(line.get_ydata()) for line in ax.lines if in_data(line)]  # and no axvline
+    _scale(ax, np.concatenate(drawn))
     if label is not None:
         ax.legend()
     return ax
@@ -173,12 +180,12 @@ def path(
 
 
 def first_column(x: Any) -> np.ndarray:
-    """What a picture shows of x: [examples]."""
+    """Return what a picture shows of x: [examples]."""
     return np.asarray(x) if np.ndim(x) == 1 else np.asarray(x)[:, 0]
 
 
 def grid(x: Any) -> tuple[np.ndarray, Any]:
-    """200 places along the horizontal axis, and the x that a model takes for them."""
+    """Return 200 places along the horizontal axis, and the x that a model takes for them."""
     dtype = jnp.result_type(x, float)
     drawn = first_column(x)
     places = np.linspace(drawn.min(), drawn.max(), 200)
@@ -195,7 +202,7 @@ def grid(x: Any) -> tuple[np.ndarray, Any]:
 
 
 def kept(run: Run, name: str, caller: str) -> Any:
-    """What the recorder kept under a name, read if it is on disk."""
+    """Return what the recorder kept under a name, read if it is on disk."""
     if not isinstance(run.trajectory, dict) or name not in run.trajectory:
         held = list(run.trajectory) if isinstance(run.trajectory, dict) else type(run.trajectory)
         raise ValueError(
@@ -215,8 +222,18 @@ def one_run(run: Run, caller: str) -> None:
         )
 
 
+def _scale(ax: Axes, values: np.ndarray) -> None:
+    """Set the vertical scale that shows all of the values, some of which can be NaN."""
+    if (values < 0).any() or not (positive := values[values > 0]).size:
+        ax.set_yscale("linear")
+    elif (values == 0).any():
+        ax.set_yscale("symlog", linthresh=positive.min())
+    else:
+        ax.set_yscale("log")
+
+
 def _text(label: Any) -> str | None:
-    """A label, floats with three digits."""
+    """Write a label, floats with three digits."""
     if label is None:
         return None
     return f"{label:.3g}" if isinstance(label, float | np.floating) else str(label)

@@ -107,6 +107,57 @@ def test_many_runs_give_a_line_each_with_its_own_label_and_colour(runs):
     assert {drawn.get_color() for drawn in plot.loss(runs, color="red").lines} == {"red"}
 
 
+def with_losses(*losses):
+    """Make a run that recorded these losses, or as many as there are lists of them."""
+    values = np.array(losses)
+    steps = np.broadcast_to(np.arange(values.shape[-1]), values.shape)
+    return jaxfit.Run(steps, {"loss": values}, None, None)
+
+
+NAN, INF = np.nan, np.inf
+
+
+@pytest.mark.parametrize(
+    ("losses", "scale"),
+    [
+        ([3.0, 2.0, 1.0], "log"),
+        ([3.0, NAN, 1.0], "log"),
+        ([1.0, INF, 3.0], "log"),
+        ([3.0, 0.001, 0.0], "symlog"),
+        ([3.0, -INF, 0.0], "symlog"),
+        ([3.0, 0.0, -1.0], "linear"),
+        ([-1.0, NAN, -3.0], "linear"),
+        ([0.0, 0.0, 0.0], "linear"),
+        ([NAN, INF, -INF], "linear"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_losses_of_any_sign_are_seen_and_those_that_are_not_finite_are_gaps(losses, scale, dtype):
+    losses = np.array(losses).astype(dtype)
+    ax = plot.loss(with_losses(losses))
+    assert ax.get_yscale() == scale
+    finite = np.isfinite(losses)
+    (drawn,) = ax.lines
+    np.testing.assert_array_equal(np.isnan(drawn.get_ydata()), ~finite)
+    np.testing.assert_array_equal(drawn.get_ydata()[finite], losses[finite].astype(float))
+    ax.figure.canvas.draw()
+    bottom, top = ax.get_ylim()
+    assert all(bottom <= loss <= top for loss in losses[finite].astype(float))
+    # Each has a place of its own on the canvas.
+    heights = ax.transData.transform(drawn.get_xydata())[finite, 1]
+    assert np.isfinite(heights).all() and len(set(heights)) == len(set(losses[finite].tolist()))
+
+
+def test_the_scale_suits_all_the_losses_on_the_axes_and_nothing_else():
+    ax = plot.loss(with_losses([3.0, 2.0], [1.0, -1.0]))
+    assert ax.get_yscale() == "linear" and plot.loss(with_losses([3.0, 2.0]), ax=ax) is ax
+    assert ax.get_yscale() == "linear"
+    ax = plot.loss(with_losses([3.0, 2.0]))
+    ax.axvline(1)  # from 0 to 1, but of the height of the axes
+    assert plot.loss(with_losses([3.0, 2.0]), ax=ax).get_yscale() == "log"
+    assert plot.loss(with_losses([3.0, -2.0]), ax=ax).get_yscale() == "linear"
+
+
 @pytest.mark.parametrize("labels", [["a", "b"], "a"])
 def test_labels_that_are_not_one_for_each_run_are_refused(runs, labels):
     with pytest.raises(ValueError, match=f"{len(labels)} labels for 3 runs: give one for each"):
