@@ -354,7 +354,7 @@ def reference(case: Case) -> tuple[Any, Any, jax.Array]:
     return params, opt_state, jnp.stack(losses)
 
 
-def assert_close(actual: Any, expected: Any) -> None:
+def assert_close(actual: Any, expected: Any, atol: float = 1e-6) -> None:
     """Floating leaves to within rounding; keys, counts and flags exactly."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
@@ -362,7 +362,7 @@ def assert_close(actual: Any, expected: Any) -> None:
         if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
             one, other = jax.random.key_data(one), jax.random.key_data(other)
         if jnp.issubdtype(one.dtype, jnp.inexact):
-            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=atol)
         else:
             np.testing.assert_array_equal(one, other)
 
@@ -380,7 +380,8 @@ def test_equals_documented_loop(case):
     params, opt_state, losses = reference(case)
     assert_close(run.trajectory, losses)
     assert_close(run.state.params, params)
-    assert_close(run.state.opt_state, opt_state)
+    # The differences that L-BFGS remembers are small, and of larger numbers that were rounded.
+    assert_close(run.state.opt_state, opt_state, atol=1e-5)
     # Where nothing moves, or all is NaN, everything is close.
     assert optax.tree.norm(optax.tree.sub(params, case.params)) > 0.1
 
