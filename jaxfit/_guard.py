@@ -35,6 +35,11 @@ _KERNEL_BYTES = 2**10 if _OLD else math.inf
 # Elements of a result that may be the same for all turns of a loop over others, and so few that
 # guards of them cost nothing.
 _SMALL = 2**10
+# Elements of one that may be so for the members of a batch.
+_FEWEST = 16
+# Operations of a unit that takes long enough for half a microsecond not to matter, and of one whose
+# guards would take long to compile.
+_FEW, _MANY = 300, 1_000
 # Products of numbers in a dot product that is written as such, and in one of two matrices from
 # which on it is a call of a library, which no kernel of a loop holds.
 _DOT = 2**12
@@ -45,7 +50,8 @@ _SUMS = frozenset(
     " eq ne lt le gt ge eq_to le_to lt_to convert_element_type reduce_precision copy copy_p"
     " bitcast_convert_type broadcast_in_dim reshape squeeze expand_dims transpose rev concatenate"
     " pad slice split stack unstack tile dynamic_slice dynamic_update_slice gather iota"
-    " stop_gradient reduce_sum reduce_max reduce_min argmax argmin hide unit guard".split()
+    " stop_gradient reduce_sum reduce_max reduce_min argmax argmin hide unit guard"
+    " short_dot".split()
 )
 # … and those whose last operation is a product, or may be.
 _PRODUCTS = frozenset(
@@ -53,7 +59,7 @@ _PRODUCTS = frozenset(
     " sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh erf erfc erf_inv"
     " one_minus_square reduce_prod dot_general".split()
 )
-# Of these, the ones that are computed in another way in a kernel, or were not tried there long enough.
+# Of these, the ones that round differently in a kernel, or were not tried there long enough.
 _UNLIKE = frozenset("tan asin acos atan atan2 sinh cosh asinh acosh atanh cbrt".split())
 # The parameters that hold the jaxprs of operations that consist of others.
 _CALLS = {
@@ -72,10 +78,11 @@ def guarded(jaxpr: Any) -> tuple[Any, bool]:
     They are not if it can be part of a kernel, and holds operations that may round differently
     there: it has to be kept out of kernels.
     """
+    number = sum(1 for _ in _equations(jaxpr))
     in_kernel = _least_bytes(jaxpr) < _KERNEL_BYTES and not _has_matrix_product(jaxpr)
-    # On jax 0.10, exponentials differ too there; and what is small enough to be slowed down is rare.
-    simple = in_kernel and not _OLD and _is_simple(jaxpr)
-    most = math.inf if _has_choice(jaxpr) else _SMALL
+    # On jax 0.10, exponentials differ there too; but its kernels are so small that few are lost.
+    simple = in_kernel and not _OLD and number <= _FEW and _is_simple(jaxpr)
+    most = math.inf if _has_choice(jaxpr) else _SMALL if number <= _MANY else 0
     return _with_guards(jaxpr, simple, most), in_kernel and not simple
 
 
@@ -170,7 +177,8 @@ def _with_guards(closed: Any, simple: bool, most: float) -> Any:
         for equation in jaxpr.eqns:
             name = equation.primitive.name
             if name == "dot_general" and (simple or most == math.inf) and _is_short(equation):
-                equation, name = _summed(equation), "jit"
+                equations.append(_short_dot(equation))
+                continue
             if name in _CALLS or name in _LOOPS:
                 equations.append(_with_guards_inside(equation, name, simple, most))
             elif name in _PRODUCTS and jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating):
@@ -200,34 +208,70 @@ def _with_guards_inside(equation: Any, name: str, simple: bool, most: float) -> 
 def _guarded_product(equation: Any, simple: bool, most: float) -> list[Any]:
     """Return an equation, and its guard if it has one."""
     (out,) = equation.outvars
-    always = math.prod(out.aval.shape) <= most
-    if not simple and not always:
+    size = math.prod(out.aval.shape)
+    if not simple and size > most:
         return [equation]
     bare = core.Var(out.aval)
     guard = core.new_jaxpr_eqn(
-        [bare], [out], _guard, {"always": always}, set(), equation.source_info, equation.ctx
+        [bare],
+        [out],
+        _guard,
+        {"batched": most == math.inf or size <= _FEWEST},
+        set(),
+        equation.source_info,
+        equation.ctx,
     )
     return [equation.replace(outvars=[bare]), guard]
 
 
-def _summed(dot: Any) -> Any:
-    """Return the equation of a dot product as products and their sums."""
-    (inner_left, inner_right), _ = dot.params["dimension_numbers"]
-    left, right = (jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in dot.invars)
+def _short_dot(dot: Any) -> Any:
+    """Return the equation of a dot product that is lowered as products and their sums."""
+    params = {"dimension_numbers": dot.params["dimension_numbers"]}
+    return dot.replace(primitive=_dot, params=params)
+
+
+def _products_and_sums(
+    left: jax.Array, right: jax.Array, *, dimension_numbers: Any
+) -> list[jax.Array]:
+    """Compute a dot product as guarded products, which are summed."""
+    (inner_left, inner_right), _ = dimension_numbers
     rows = [axis for axis in range(left.ndim) if axis not in inner_left]
     columns = [axis for axis in range(right.ndim) if axis not in inner_right]
     summed = range(len(rows), len(rows) + len(inner_left))
+    left = lax.transpose(left, (*rows, *inner_left))
+    right = lax.transpose(right, (*inner_right, *columns))
+    shape = *left.shape, *right.shape[len(summed) :]
+    left = lax.broadcast_in_dim(left, shape, range(left.ndim))
+    right = lax.broadcast_in_dim(right, shape, range(len(rows), len(shape)))
+    (products,) = _keep_bits(left * right, batched=True)
+    return [lax.reduce_sum(products, axes=tuple(summed))]
 
-    def products_and_sums(left: jax.Array, right: jax.Array) -> jax.Array:
-        left = lax.transpose(left, (*rows, *inner_left))
-        right = lax.transpose(right, (*inner_right, *columns))
-        shape = *left.shape, *right.shape[len(summed) :]
-        left = lax.broadcast_in_dim(left, shape, range(left.ndim))
-        right = lax.broadcast_in_dim(right, shape, range(len(rows), len(shape)))
-        return lax.reduce_sum(left * right, axes=tuple(summed))
 
-    (equation,) = jax.make_jaxpr(jax.jit(products_and_sums))(left, right).eqns
-    return equation.replace(invars=dot.invars, outvars=dot.outvars, source_info=dot.source_info)
+def _library_dot(left: jax.Array, right: jax.Array, *, dimension_numbers: Any) -> jax.Array:
+    return lax.dot_general(left, right, dimension_numbers)
+
+
+def _differentiate_dot(primals: Any, tangents: Any, **params: Any) -> Any:
+    tangents = map(ad.instantiate_zeros, tangents)
+    _, tangent = jax.jvp(lambda *two: _library_dot(*two, **params), primals, tuple(tangents))
+    return _dot.bind(*primals, **params), tangent
+
+
+def _batch_dot(factors: Any, axes: Any, **params: Any) -> Any:
+    # Batched, a unit is kept out of kernels.
+    return jax.vmap(lambda *two: _library_dot(*two, **params), axes)(*factors), 0
+
+
+_dot = core.Primitive("short_dot")
+_dot.def_impl(_library_dot)
+_dot.def_abstract_eval(
+    lambda left, right, **params: jax.typeof(
+        jax.eval_shape(lambda *two: _library_dot(*two, **params), left, right)
+    )
+)
+ad.primitive_jvps[_dot] = _differentiate_dot
+batching.primitive_batchers[_dot] = _batch_dot
+mlir.register_lowering(_dot, mlir.lower_fun(_library_dot, multiple_results=False))
 
 
 def _is_inexact(atom: Any) -> bool:
@@ -235,20 +279,20 @@ def _is_inexact(atom: Any) -> bool:
 
 
 _guard = core.Primitive("guard")
-_guard.def_impl(lambda x, *, always: x)
-_guard.def_abstract_eval(lambda aval, *, always: aval)
+_guard.def_impl(lambda x, *, batched: x)
+_guard.def_abstract_eval(lambda aval, *, batched: aval)
 
 
-def _differentiate(primals: Any, tangents: Any, *, always: bool) -> Any:
-    return _guard.bind(*primals, always=always), tangents[0]
+def _differentiate(primals: Any, tangents: Any, *, batched: bool) -> Any:
+    return _guard.bind(*primals, batched=batched), tangents[0]
 
 
-def _batch(leaves: Any, axes: Any, *, always: bool) -> Any:
+def _batch(leaves: Any, axes: Any, *, batched: bool) -> Any:
     # A unit that is batched is kept out of kernels.
-    return (_guard.bind(*leaves, always=True) if always else leaves[0]), axes[0]
+    return (_guard.bind(*leaves, batched=True) if batched else leaves[0]), axes[0]
 
 
-def _keep_bits(x: jax.Array, *, always: bool) -> list[jax.Array]:
+def _keep_bits(x: jax.Array, *, batched: bool) -> list[jax.Array]:
     """Return x, through a minimum that is x for all values but one NaN, which becomes another."""
     if x.dtype.itemsize == 1:
         return [x]  # of eight bits, all patterns may be numbers
@@ -261,5 +305,6 @@ def _keep_bits(x: jax.Array, *, always: bool) -> list[jax.Array]:
 
 ad.primitive_jvps[_guard] = _differentiate
 batching.primitive_batchers[_guard] = _batch
-mlir.register_lowering(_guard, lambda context, x, *, always: [x])
+mlir.register_lowering(_guard, lambda context, x, *, batched: [x])
 mlir.register_lowering(_guard, mlir.lower_fun(_keep_bits), platform="cpu")
+mlir.register_lowering(_dot, mlir.lower_fun(_products_and_sums), platform="cpu")

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxfit import _tree
 from jaxfit._step import Stepper
 from jaxfit.run import State
 

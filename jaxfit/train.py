@@ -157,6 +157,4 @@ def train(
     steps = run.state.step + np.arange(0, num_steps, record_every, dtype=np.int32)
     resumed = isinstance(params, State)
     known = None if resumed else range(0, num_steps, keyframe_every or record_every)
-    return Run(
-        steps, _tree.unpack(trajectory), _tree.unpack(keyframes), run.complete(state), known
-    )
+    return Run(steps, _tree.unpack(trajectory), _tree.unpack(keyframes), run.complete(state), known)

@@ -112,8 +112,10 @@ OPTIMIZERS: dict[str, Callable[[float], Any]] = {
     "MultiSteps adam": lambda lr: optax.MultiSteps(optax.adam(lr), 2),
     "MultiSteps adamw": lambda lr: optax.MultiSteps(optax.adamw(lr), 4),
     "MultiSteps sum": lambda lr: optax.MultiSteps(optax.sgd(lr), 3, use_grad_mean=False),
-    "rule": lambda lr: lambda grads, params: jax.tree.map(
-        lambda g, p: -lr * g - 0.01 * p * jnp.abs(p), grads, params
+    "rule": lambda lr: (
+        lambda grads, params: jax.tree.map(
+            lambda g, p: -lr * g - 0.01 * p * jnp.abs(p), grads, params
+        )
     ),
 }
 DTYPES = ("float32", "float64", "bfloat16", "float16", "complex64")
@@ -424,9 +426,11 @@ def _check(case: Case, rng: random.Random, ways: tuple[str, ...]) -> list[str]:
         expect(f"state, fitted in chunks of {size}", fitted.state, whole.state)
         expect("rows of fit", fitted.trajectory, RECORDERS[name](whole.trajectory))
     if "sweep" in ways and case.mode == "jit" and rng.random() < 0.5:
-        member = lambda scale: jaxfit.train(
-            loss, scaled(scale), optimizer, case.steps, data=data_of(arrays), **fixed
-        ).state
+        member = lambda scale: (
+            jaxfit.train(
+                loss, scaled(scale), optimizer, case.steps, data=data_of(arrays), **fixed
+            ).state
+        )
         swept = jaxfit.sweep(member, {"scale": scales}, batch_size=1).values
         for index in range(len(scales)):
             pick = jax.tree.map(lambda leaf: _raw(leaf)[index], swept)  # noqa: B023
@@ -472,7 +476,9 @@ def main() -> None:
         if seed % 10 == 0:
             jax.clear_caches()
     tried = seed - args.seed
-    print(f"{tried} configurations, {refused} of them refused, {failed} failed (jax {jax.__version__})")
+    print(
+        f"jax {jax.__version__}: {tried} configurations, {refused} of them refused, {failed} failed"
+    )
     sys.exit(failed > 0)
 
 

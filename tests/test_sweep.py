@@ -568,11 +568,14 @@ def test_a_tile_fits_into_a_device(platform, limit, devices, number, size, expec
 
 INTERRUPTED = """
 import os
+import signal
 import time
 import jax
 import optax
 from jaxfit import sweep, train
 from tests.common import loss
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background process ignores
 
 def fn(lr):  # minutes of work
     data = jax.numpy.ones((100, 2)), jax.numpy.ones(100)

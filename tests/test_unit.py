@@ -158,8 +158,8 @@ def test_the_step_is_compiled_the_same_whatever_is_recorded(line):
 def test_only_a_cpu_is_told_of_units(line):
     objective, start, data = perceptron()
     run = jax.jit(lambda p: jaxfit.train(objective, p, optax.adam(0.01), 20, data=data).state)
-    marked = lambda *platforms: "inlineable" in str(
-        jax.export.export(run, platforms=platforms)(start).mlir_module()
+    marked = lambda *platforms: (
+        "inlineable" in str(jax.export.export(run, platforms=platforms)(start).mlir_module())
     )
     assert marked("cpu")
     for platform in ("cuda", "rocm", "tpu"):
@@ -214,7 +214,9 @@ def around(end, how):
         )
     elif how == "scan":
         out = jax.checkpoint(
-            lambda x, rate: lax.scan(lambda c, s: (c + inner(s * x, rate), None), 0.0, jnp.ones(2))[0]
+            lambda x, rate: lax.scan(lambda c, s: (c + inner(s * x, rate), None), 0.0, jnp.ones(2))[
+                0
+            ]
         )
     elif how == "vmap":
         out = jax.checkpoint(

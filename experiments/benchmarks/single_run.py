@@ -13,6 +13,9 @@ and two quantities of each:
   name says otherwise. Python loops make at most 1,000 steps.
 - *trace and compile time* of the scan by hand and of ``jaxfit.train``, from empty caches.
 
+A third table asks what many parameters cost: a least-squares loss of 10, 200 and 1,000 leaves, with
+and without an l2 penalty over all of them, with Adam, by hand and by ``jaxfit.train``.
+
 Every round runs each contender once, in turn, so that a busy machine slows all of them; the tables
 show medians over the rounds, and ratios of these to the first contender's. Before any timing, all
 must agree on the parameters after the last step and on everything kept on the way: to nine places
@@ -28,6 +31,7 @@ import dataclasses
 import gc
 import importlib
 import importlib.metadata
+import itertools
 import os
 import pathlib
 import platform
@@ -75,9 +79,27 @@ class Problem:
     data: Any
     optimizer: optax.GradientTransformation
     steps: int
-    torch_loss: Callable
-    torch_optimizer: Callable
+    torch_loss: Callable | None
+    torch_optimizer: Callable | None
     tolerance: float
+
+
+def leaves(number: int, penalty: float, steps: int) -> Problem:
+    def loss(params, batch):
+        fit = sum(jnp.mean((batch * leaf - 1) ** 2) for leaf in params)
+        return fit + penalty * jaxfit.losses.l2(params) if penalty else fit
+
+    return Problem(
+        f"{number:,} leaves{' with l2' * bool(penalty)}",
+        loss,
+        [jnp.full(8, 1 / (1 + place)) for place in range(number)],
+        jnp.arange(1.0, 9.0),
+        optax.adam(1e-3),
+        steps,
+        torch_loss=None,
+        torch_optimizer=None,
+        tolerance=1e-4,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -346,6 +368,31 @@ def time_compilation(problem: Problem, repeats: int) -> list[tuple[str, ...]]:
     ]
 
 
+def time_leaves(steps: int, repeats: int) -> list[tuple[str, ...]]:
+    """Rows of a table: problem, seconds to trace and compile, µs per step, by hand and by ours."""
+    rows = []
+    for number, penalty in itertools.product((10, 200, 1_000), (0, 0.01)):
+        problem, seen = leaves(number, penalty, steps), []
+        for _ in range(repeats):
+            for make in (optax_by_hand, by_jaxfit):
+                jax.clear_caches()
+                gc.collect()
+                start = time.perf_counter()
+                program = jax.jit(make(problem)).lower(problem.params, problem.data).compile()
+                compiling = time.perf_counter() - start
+                run = lambda program=program: jax.block_until_ready(
+                    program(problem.params, problem.data)  # noqa: B023
+                )
+                seen.append((compiling, min(seconds(run) for _ in range(3)) / steps))
+        (theirs, their_step), (ours, our_step) = (
+            np.median(seen[which::2], axis=0) for which in (0, 1)
+        )
+        cells = f"{theirs:.2f}", f"{ours:.2f} ({ours / theirs:.2f})"
+        cells += f"{1e6 * their_step:.3g}", f"{1e6 * our_step:.3g} ({our_step / their_step:.2f})"
+        rows.append((problem.name, *cells))
+    return rows
+
+
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]], markdown: bool) -> str:
     if markdown:
         rule = ("---", *("---:" for _ in head[1:]))
@@ -401,6 +448,14 @@ def main() -> None:
         print(table(head, time_steps(contenders, args.repeats), args.markdown), end="\n\n")
         head = f"{problem.name}, compilation", "ms to trace (ratio)", "and to compile (ratio)"
         print(table(head, time_compilation(problem, args.repeats), args.markdown), end="\n\n")
+    head = (
+        "leaves",
+        "s to compile by hand",
+        "jaxfit (ratio)",
+        "µs per step by hand",
+        "jaxfit (ratio)",
+    )
+    print(table(head, time_leaves(1_000, 3), args.markdown), end="\n\n")
     print(f"{machine()}, on {jax.default_backend()}: {' '.join([parser.prog, *sys.argv[1:]])}")
     missing = [name for name, module in PEERS.items() if module is None]
     if missing:
