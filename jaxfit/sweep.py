@@ -342,8 +342,8 @@ def _run(program: Static, values: dict[str, Any]) -> Any:
     return _tree.without_keys(_tree.pack(result))
 
 
-# Called, not inlined, it may round differently on many devices.
-_member = jax.jit(_run, static_argnums=0, inline=True)
+# Called; with inline=True, jax 0.10 rounds derivatives of runs differently on many devices.
+_member = jax.jit(_run, static_argnums=0)
 
 
 # With this step for programs of many devices alone, Adam rounds differently on two than on one:

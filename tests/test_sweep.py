@@ -106,6 +106,31 @@ def test_the_number_of_devices_changes_no_bit(problem):
         assert_same_bits(one.sel(optimizer=name).values, batched.sel(optimizer=name).values)
 
 
+def slope_of_a_run(line):
+    end = lambda lr: jaxfit.train(loss, guess, optax.sgd(lr), 10, data=line).state.params
+    return jax.value_and_grad(lambda lr: loss(end(lr), line))
+
+
+def least_squares(line):
+    x = jax.random.normal(jax.random.key(1), (64, 8))
+    return lambda lr: jnp.linalg.solve(x.T @ x / 64 + lr * jnp.eye(8), x.T @ x[:, 0])
+
+
+@pytest.mark.parametrize("make", [slope_of_a_run, least_squares])
+def test_what_is_no_run_is_the_same_on_any_number_of_devices_too(line, make):
+    fn = make(line)
+    for batch_size in (1, 4):
+        one, two = (
+            sweep(lambda lr: fn(lr), {"lr": RATES}, batch_size=batch_size, devices=devices).values
+            for devices in (jax.devices()[:1], jax.devices())
+        )
+        assert_same_bits(one, two)
+    solo = jax.jit(fn)
+    alone = sweep(lambda lr: fn(lr), {"lr": RATES}, batch_size=1)
+    for lr in RATES:
+        assert_same_bits(alone.sel(lr=lr).values, jax.tree.map(np.asarray, solo(lr)))
+
+
 # Eight devices, and two processes
 
 ELSEWHERE = """
