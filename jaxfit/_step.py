@@ -40,12 +40,12 @@ class Stepper(NamedTuple):
     """A checked problem, ready to take steps.
 
     Inside the loop there are only trained leaves, and batches that change. What stays the same for
-    the whole run is closed over, and `complete` and `step_of` put it back.
+    the whole run is closed over, and `restore` and `step_of` put it back.
     """
 
     state: State  # the first, of trained leaves alone
     take: Callable[[State], tuple[State, Info]]
-    complete: Callable[[State], State]
+    restore: Callable[[State], State]
     step_of: Callable[[State, Info], Step]
     row_of: Callable[[Callable], Callable]  # for a recorder, the unit (state, info) -> packed row
     unit: Callable[[Callable], Callable]  # for what else is computed of a step
@@ -59,7 +59,7 @@ def stepper(problem: Problem, params: Any) -> Stepper:
     optimizer = _check.optimizer(optimizer)
     given = in_arrays(params) if isinstance(params, State) else None
     params = _tree.as_arrays(params) if given is None else given.params
-    trained, rest = _tree.trainable(params), _tree.others(params)
+    trained, rest = _tree.partition(params)
     step = jnp.asarray(np.int32(0)) if given is None else given.step
     varies = callable(data)
 
@@ -67,17 +67,17 @@ def stepper(problem: Problem, params: Any) -> Stepper:
         return _tree.hold(_tree.unpack(data)(step)) if varies else data
 
     def objective(trained: Any, batch: Any) -> Any:
-        params = _tree.merge(trained, _iterate(rest))
+        params = _tree.combine(trained, evaluation_point(rest))
         out = loss(params) if data is None else loss(params, _tree.unpack(batch))
         return _tree.pack(_check.returned("the loss", out, rest))
 
-    def complete(state: State) -> State:
-        return dataclasses.replace(state, params=_tree.merge(state.params, rest))
+    def restore(state: State) -> State:
+        return dataclasses.replace(state, params=_tree.combine(state.params, rest))
 
     def step_of(state: State, info: Info) -> Step:
         batch = _tree.unpack(info.batch) if varies else data
         info = info._replace(batch=batch, aux=_tree.unpack(info.aux))
-        state = complete(state)
+        state = restore(state)
         return Step(state.step, state.params, state.opt_state, *info)
 
     def row_of(record: Callable[[Step], Any]) -> Callable[[State, Info], Any]:
@@ -89,7 +89,7 @@ def stepper(problem: Problem, params: Any) -> Stepper:
     source = _tree.hold(data)
     _check.value(
         lambda iterate, step: objective(iterate, batch_at(source, step)),
-        _iterate(trained),
+        evaluation_point(trained),
         step,
         has_aux,
     )
@@ -105,7 +105,7 @@ def stepper(problem: Problem, params: Any) -> Stepper:
         info = info._replace(batch=batch) if varies else info
         return State(state.step + 1, params, opt_state), info
 
-    return Stepper(state, take, complete, step_of, row_of, as_unit)
+    return Stepper(state, take, restore, step_of, row_of, as_unit)
 
 
 def in_arrays(state: State) -> State:
@@ -125,7 +125,7 @@ def _update(objective: Callable, optimizer: Any, has_aux: bool) -> Callable:
     keywords = _keywords(optimizer.update)
 
     def update(params: Any, opt_state: Any, batch: Any) -> tuple[Any, Any, Info]:
-        out, grads = jax.value_and_grad(objective, has_aux=has_aux)(_iterate(params), batch)
+        out, grads = jax.value_and_grad(objective, has_aux=has_aux)(evaluation_point(params), batch)
         value, aux = out if has_aux else (out, None)
 
         # A line search refuses keywords that value_fn does not name, for it hands them on to it.
@@ -160,7 +160,7 @@ def _keywords(update: Callable) -> tuple[str, ...]:
     return tuple(name for name in names if name in parameters)
 
 
-def _iterate(params: Any) -> Any:
+def evaluation_point(params: Any) -> Any:
     """Return the parameters a loss is evaluated at: optax.lookahead keeps slow ones beside them."""
     return params.fast if isinstance(params, optax.LookaheadParams) else params
 

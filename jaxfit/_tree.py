@@ -41,29 +41,30 @@ def as_arrays(params: Any) -> Any:
     return jax.tree.map(convert, params)
 
 
-def trainable(params: Any) -> Any:
-    """Keep the trainable leaves, and None in the place of the others."""
-    return jax.tree.map(lambda leaf: leaf if is_trainable(leaf) else None, params)
+def partition(params: Any) -> tuple[Any, Any]:
+    """Split a tree into the leaves that are trained and the others, with None in the gaps."""
+    trained = jax.tree.map(lambda leaf: leaf if is_trainable(leaf) else None, params)
+    others = jax.tree.map(lambda leaf: None if is_trainable(leaf) else leaf, params)
+    return trained, others
 
 
-def others(params: Any) -> Any:
-    """Keep the leaves that are not trained, and None in the place of those that are."""
-    return jax.tree.map(lambda leaf: None if is_trainable(leaf) else leaf, params)
-
-
-def merge(trained: Any, rest: Any) -> Any:
-    """Put `trainable` and `others` of one tree together again."""
+def combine(trained: Any, others: Any) -> Any:
+    """Undo `partition`."""
     return jax.tree.map(
         lambda one, other: other if one is None else one,
         trained,
-        rest,
+        others,
         is_leaf=lambda leaf: leaf is None,
     )
 
 
 @jax.tree_util.register_pytree_node_class
-class _Opaque:
-    """A leaf JAX cannot carry (a function, a string), moved into the structure of its tree."""
+class StaticLeaf:
+    """A leaf that JAX does not trace, moved into the structure of its tree.
+
+    Two are equal if a program that was compiled for one serves the other: if their values are equal
+    or, where they cannot be hashed, the same object.
+    """
 
     def __init__(self, value: Any):
         self.value = value
@@ -75,29 +76,41 @@ class _Opaque:
     def tree_unflatten(cls, self, _):
         return self
 
-    def __eq__(self, other):
-        return isinstance(other, _Opaque) and self.value is other.value
+    def _key(self) -> tuple[Any, ...]:
+        try:
+            hash(self.value)
+        except TypeError:
+            return (id(self.value),)
+        sign = str(self.value) if isinstance(self.value, float) else ""  # of zero
+        return type(self.value), self.value, sign
 
-    def __hash__(self):
-        return id(self.value)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StaticLeaf) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        return repr(self.value)
 
 
 def pack(tree: Any) -> Any:
-    """Hide the leaves that JAX cannot carry in the structure, so that a scan can return a tree."""
-    return jax.tree.map(lambda leaf: leaf if is_array(leaf) else _Opaque(leaf), tree)
+    """Make static what is neither array nor number, so that a loop can carry the tree."""
+    return jax.tree.map(lambda leaf: leaf if is_array(leaf) else StaticLeaf(leaf), tree)
 
 
 def hold(tree: Any) -> Any:
-    """`pack` all but JAX's own arrays: Python's numbers stay what they are, not traced."""
-    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else _Opaque(leaf), tree)
+    """Make static all but JAX's arrays: Python's numbers stay what they are."""
+    traced = jax.Array | jax.ShapeDtypeStruct
+    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, traced) else StaticLeaf(leaf), tree)
 
 
 def unpack(tree: Any) -> Any:
     """Undo `pack` and `hold`."""
     return jax.tree.map(
-        lambda leaf: leaf.value if isinstance(leaf, _Opaque) else leaf,
+        lambda leaf: leaf.value if isinstance(leaf, StaticLeaf) else leaf,
         tree,
-        is_leaf=lambda leaf: isinstance(leaf, _Opaque),
+        is_leaf=lambda leaf: isinstance(leaf, StaticLeaf),
     )
 
 

@@ -109,7 +109,7 @@ def blame(
     >>> loss = lambda a: jnp.sum(jnp.log(a))
     >>> start, sgd = jnp.array([1.0, 3.0]), optax.sgd(0.7)
     >>> run = jaxfit.fit(loss, start, sgd, 100, stop=jaxfit.stop.not_finite, progress=False)
-    >>> run.ended
+    >>> run.stop_reason
     'not_finite was true at step 2'
     >>> blame = jaxfit.blame(loss, run.state, sgd)
     >>> blame.leaf, blame.primitive, blame.made

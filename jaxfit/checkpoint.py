@@ -109,7 +109,7 @@ class Directory:
         self.path, self._about, self._row, self._failed = path, about, row, False
         self._lock: Any = None
         try:
-            with _together():
+            with raise_in_all_processes():
                 if jax.process_index() == 0:
                     self._lock = _locked(path)
                     _begin(path, about)
@@ -211,7 +211,7 @@ class Directory:
 
     def _drop_last(self) -> None:
         """Take the last chunk away, to make it again with more steps."""
-        with _together():
+        with raise_in_all_processes():
             if jax.process_index() == 0:
                 path = self.chunks[-1].path
                 shutil.rmtree(path.rename(f"{path}.orbax-checkpoint-tmp-dropped"))
@@ -234,17 +234,20 @@ class Directory:
                 rule = jax.tree.unflatten(structure, read)
         return state, rule
 
-    def run(self, state: Any, ended: str | None) -> Run:
+    def run(self, state: Any, stop_reason: str | None) -> Run:
         """Return the run so far, of whose rows nothing is in memory.
 
         Args:
           state: the State after it.
-          ended: why it ended early, if it did.
+          stop_reason: why it ended early, if it did.
         """
         self.wait()
-        with _together():
+        with raise_in_all_processes():
             if jax.process_index() == 0:
-                _write_json(self.path / "end.json", {"step": self.chunks[-1].stop, "ended": ended})
+                _write_json(
+                    self.path / "end.json",
+                    {"step": self.chunks[-1].stop, "stop_reason": stop_reason},
+                )
         like = _tree.without_keys(state)
         return _run(self.path, self._about, self.chunks, state, like, self._row)
 
@@ -393,18 +396,18 @@ def _run(
     frames = State(cast(Any, steps), frames.params, frames.opt_state)
     number = ends[-1] if ends else 0
     every_row = jnp.asarray(first + every * np.arange(number, dtype=np.int32))
-    ended = None
+    stop_reason = None
     if (path / "end.json").exists():
         step, said = _read_json(path / "end.json", _ending)
-        ended = said if step == chunks[-1].stop else None
-    return Run(every_row, parts(row, "rows", with_rows, ends), frames, end, None, ended)
+        stop_reason = said if step == chunks[-1].stop else None
+    return Run(every_row, parts(row, "rows", with_rows, ends), frames, end, None, stop_reason)
 
 
 def _ending(end: Any) -> tuple[Any, str | None]:
     """Check what end.json says: the step at which a run ended, and why."""
-    if not isinstance(end["ended"], str | None):
-        raise ValueError(f"ended is {end['ended']}")
-    return end["step"], end["ended"]
+    if not isinstance(end["stop_reason"], str | None):
+        raise ValueError(f"stop_reason is {end['stop_reason']}")
+    return end["step"], end["stop_reason"]
 
 
 def _committed(path: pathlib.Path, first: int) -> list[Chunk]:
@@ -543,7 +546,7 @@ def _locked(path: pathlib.Path) -> Any:
 
 
 @contextlib.contextmanager
-def _together() -> Iterator[None]:
+def raise_in_all_processes() -> Iterator[None]:
     """Let all of several processes fail in what one of them fails in."""
     error: BaseException | None = None
     try:

@@ -93,7 +93,7 @@ def fit(
     Returns:
       A `Run` whose rows are NumPy arrays in host memory, without keyframes; with a
       ``checkpoint_dir``, they are read from there as in `load`, and the end of every chunk is a
-      keyframe. Its ``ended`` says why it ended before ``num_steps`` steps, if it did.
+      keyframe. Its ``stop_reason`` says why it ended before ``num_steps`` steps, if it did.
 
       Ctrl-C ends it after the current chunk, and the run so far is returned; a second Ctrl-C raises
       KeyboardInterrupt at once. A process that ignores SIGINT goes on ignoring it.
@@ -165,7 +165,7 @@ def fit(
             capacity = min(full, -(-chunk_size // record_every))
             pace = _Pace(capacity, capacity, None)
         run = Static((loss, optimizer, has_aux, record, stop))
-        end, ended, error = num_steps, None, None  # as far as is known
+        end, stop_reason, error = num_steps, None, None  # as far as is known
         made = at = until = int(state.step) - first  # steps stored, started, and with data
         if made and stream and not stream.exact:
             warnings.warn(
@@ -188,7 +188,7 @@ def fit(
         try:
             while made < end:
                 if asked and 0 < at < end:
-                    end, ended = at, f"interrupted before step {first + at}"
+                    end, stop_reason = at, f"interrupted before step {first + at}"
                 elif at < end and len(started) < 2:  # one is computed while another is stored
                     if at == until and stream:
                         data, number, over, error = (
@@ -196,7 +196,7 @@ def fit(
                         ).result()
                         until += number
                         if over:
-                            end, ended = until, f"data ended before step {first + until}"
+                            end, stop_reason = until, f"data ended before step {first + until}"
                         reading = None
                         if until < end:
                             reading = stream.read(first + until, span(until), room)
@@ -226,7 +226,7 @@ def fit(
                     where, value = map(np.asarray, chunk.saw[1:])
                     if where >= 0:  # the steps of this chunk before that one, once more
                         end, error = int(where) - first, None
-                        ended = f"{_check.show(stop)} was true at step {where}"
+                        stop_reason = f"{_check.show(stop)} was true at step {where}"
                         at, until, data = chunk.start, chunk.stop, chunk.data
                         state, seen = chunk.before, chunk.seen
                         started.clear()
@@ -250,11 +250,12 @@ def fit(
                 raised.add_note(f"fit: {kept}")
             raise
 
-        done = rows.run(_tree.unpack(state), ended)
-        if asked and ended and ended.startswith("interrupted"):
+        done = rows.run(_tree.unpack(state), stop_reason)
+        if asked and stop_reason and stop_reason.startswith("interrupted"):
             kept = "committed and returned" if path else "returned"
             print(
-                f"fit: {ended} of {first + num_steps}; the run so far is {kept}.", file=sys.stderr
+                f"fit: {stop_reason} of {first + num_steps}; the run so far is {kept}.",
+                file=sys.stderr,
             )
         return done
 
@@ -292,13 +293,13 @@ class _Rows:
         """Say what became of the steps before that one, for the note of an error."""
         return f"the steps before step {made} are lost, without a checkpoint_dir."
 
-    def run(self, state: State, ended: str | None) -> Run:
+    def run(self, state: State, stop_reason: str | None) -> Run:
         """The run so far."""
         made = int(state.step) - self._first
         rows = jnp.asarray(self._first + np.arange(0, made, self._every, dtype=np.int32))
         kept = jax.tree.unflatten(self._structure, [stored[: len(rows)] for stored in self._arrays])
         known = None if self._resumed else range(0, made, self._every)
-        return Run(rows, _tree.unpack(_tree.with_keys(kept)), None, state, known, ended)
+        return Run(rows, _tree.unpack(_tree.with_keys(kept)), None, state, known, stop_reason)
 
 
 class _Pace:
@@ -376,7 +377,7 @@ def _chunk(
         capacity,
         record_every,
     )
-    state = problem.complete(state)
+    state = problem.restore(state)
     return _tree.hold(state), _tree.without_keys(rows), seen
 
 

@@ -191,7 +191,7 @@ def l2(params: Any) -> jax.Array:
     >>> l2({"w": jnp.array([3.0, 4.0]), "degree": 2})
     Array(12.5, dtype=float32)
     """
-    return optax.tree.norm(_tree.trainable(params), squared=True) / 2
+    return optax.tree.norm(_tree.partition(params)[0], squared=True) / 2
 
 
 def objective(

@@ -59,7 +59,7 @@ def metrics(step: Step) -> dict[str, Any]:
         "loss": step.loss,
         "grad_norm": optax.tree.norm(step.grads),
         "update_norm": optax.tree.norm(step.updates),
-        "param_norm": optax.tree.norm(_tree.trainable(step.params)),
+        "param_norm": optax.tree.norm(_tree.partition(step.params)[0]),
     }
 
 

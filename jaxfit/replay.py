@@ -78,7 +78,7 @@ def replay(
     _check.stretch(start, stop, _frames(run).step, run.state.step)
     record_every = _check.count("record_every", record_every)
     there = _at(Problem(loss, optimizer, data, has_aux), run, start)
-    state = there.complete(there.state)
+    state = there.restore(there.state)
     more = lambda state: train(
         loss,
         state,
@@ -138,13 +138,13 @@ def at(
     return there.step_of(there.state, info)
 
 
-def fork(state: State, optimizer: Any, *, carry: bool = False) -> State:
+def fork(state: State, optimizer: Any, *, carry_over: bool = False) -> State:
     """Go on with another optimizer: the same step and parameters, with its state.
 
     Args:
       state: where to go on from, ``run.state`` or ``replay(…, t, t).state``.
       optimizer: the optimizer to go on with.
-      carry: whether to take over what the state's optimizer has gathered wherever the new one
+      carry_over: whether to take over what the state's optimizer has gathered wherever the new one
         has a part of the same type and shapes, moments and counts of steps, say; otherwise the
         new optimizer starts afresh.
 
@@ -158,19 +158,19 @@ def fork(state: State, optimizer: Any, *, carry: bool = False) -> State:
     >>> loss = lambda a: jnp.sum((a - 1.0) ** 4)
     >>> run = jaxfit.train(loss, jnp.zeros(2), optax.adam(0.1), 100)
     >>> slower = optax.adamw(0.01)
-    >>> end = jaxfit.fork(run.state, slower, carry=True)
+    >>> end = jaxfit.fork(run.state, slower, carry_over=True)
     >>> jaxfit.train(loss, end, slower, 100).steps[0], int(end.opt_state[0].count)
     (Array(100, dtype=int32), 100)
     """
     _check.kind("state", state, State, "run.state, or replay(…, step, step).state")
     fresh = init(state.params, optimizer)
-    opt_state = _carried(state, fresh) if carry else fresh.opt_state
+    opt_state = _carried(state, fresh) if carry_over else fresh.opt_state
     return State(state.step, fresh.params, opt_state)
 
 
 def _carried(state: State, fresh: State) -> Any:
     """The fresh optimizer's state, with every part that the other has too taken from there."""
-    like_params = jax.tree.structure(_tree.trainable(state.params))
+    like_params = jax.tree.structure(_tree.partition(state.params)[0])
 
     def is_part(node):
         """Whether this is a state of optax's, and not a tree that looks like the parameters."""
@@ -218,7 +218,7 @@ def _frames(run: Run) -> State:
 
 def _at(problem: Problem, run: Run, step: Any) -> Stepper:
     """Return the problem at a step, whose state is made again from the last keyframe before it."""
-    frames, known = _frames(run), run.known_steps
+    frames, known = _frames(run), run._known_steps
     if isinstance(frames.step, np.ndarray):
         # On the host or on disk: which one is read must be known, under jax.jit, too.
         if isinstance(step, jax.core.Tracer):

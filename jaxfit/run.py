@@ -73,15 +73,16 @@ class Run:
       keyframes: the `State` at every ``keyframe_every``-th step, stacked [keyframes, …]; None
         unless ``keyframe_every`` was given.
       state: the `State` after the last step, from which a run goes on.
-      known_steps: the steps of the keyframes, or of the rows if there are none, where they are
+      _known_steps: the steps of the keyframes, or of the rows if there are none, where they are
         known when the run is compiled, for it began at step 0; None otherwise. Part of the
         structure, so that it stays what it is under ``jax.vmap``.
-      ended: why it ended before its last step, if it did; part of the structure, too.
+      stop_reason: why the run ended before its last step; None if it did not. Part of the structure
+        as well.
     """
 
     steps: jax.Array
     trajectory: Any
     keyframes: State | None
     state: State
-    known_steps: range | None = dataclasses.field(default=None, metadata={"static": True})
-    ended: str | None = dataclasses.field(default=None, metadata={"static": True})
+    _known_steps: range | None = dataclasses.field(default=None, metadata={"static": True})
+    stop_reason: str | None = dataclasses.field(default=None, metadata={"static": True})

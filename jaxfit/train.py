@@ -41,7 +41,7 @@ def init(params: Any, optimizer: Any) -> State:
     """
     optimizer = _check.optimizer(optimizer)
     params = _tree.as_arrays(params)
-    return State(jnp.asarray(np.int32(0)), params, optimizer.init(_tree.trainable(params)))
+    return State(jnp.asarray(np.int32(0)), params, optimizer.init(_tree.partition(params)[0]))
 
 
 def train(
@@ -141,7 +141,7 @@ def train(
 
     def segment(state: State, number: int) -> tuple[State, Any]:
         """Take the steps after a keyframe, from which reverse-mode differentiation remakes them."""
-        keyframe = _tree.pack(run.complete(state))
+        keyframe = _tree.pack(run.restore(state))
         # The steps are a loop already, so nothing can merge the second making with the first.
         remade = jax.checkpoint(lambda state: rows(state, number), prevent_cse=False)
         after, made = remade(state)
@@ -157,4 +157,4 @@ def train(
     steps = run.state.step + np.arange(0, num_steps, record_every, dtype=np.int32)
     resumed = isinstance(params, State)
     known = None if resumed else range(0, num_steps, keyframe_every or record_every)
-    return Run(steps, _tree.unpack(trajectory), _tree.unpack(keyframes), run.complete(state), known)
+    return Run(steps, _tree.unpack(trajectory), _tree.unpack(keyframes), run.restore(state), known)

@@ -35,7 +35,7 @@ def test_end_to_end_with_fit_and_the_sentence():
     optimizer = optax.sgd(0.7)
     stop = jaxfit.stop.not_finite
     run = jaxfit.fit(loss, start, optimizer, 9, data=x, stop=stop, progress=False)
-    assert run.ended
+    assert run.stop_reason
     found = jaxfit.blame(loss, run.state, optimizer, data=x)
     assert found == Blame(2, "loss", "nan", "log", line(loss, 2), "nan", "finite numbers")
     assert str(found) == (

@@ -47,7 +47,7 @@ def read(run):
 def assert_same_run(one, other):
     assert_same_bits(read(one), read(other))
     assert_same_bits((one.steps, one.state), (other.steps, other.state))
-    assert one.ended == other.ended
+    assert one.stop_reason == other.stop_reason
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +135,12 @@ def test_a_rule_goes_on_remembering(data, tmp_path):
     fit(loss, guess, ADAM, 17, stop=sixth(), **options)
     run = fit(loss, guess, ADAM, STEPS, stop=sixth(), **options)
     assert run.state.step == 25 and len(run.steps) == 25
-    assert jaxfit.load(tmp_path).ended == run.ended == "<lambda> was true at step 25"
+    assert jaxfit.load(tmp_path).stop_reason == run.stop_reason == "<lambda> was true at step 25"
     # It is still true there; another need not be, and a rule of another kind begins anew.
     assert fit(loss, guess, ADAM, STEPS, stop=sixth(), **options).state.step == 25
     assert fit(loss, guess, ADAM, 30, stop=loss_below(-1.0), **options).state.step == 30
     run = fit(loss, guess, ADAM, STEPS, stop=no_improvement(100), **options)
-    assert run.state.step == STEPS and jaxfit.load(tmp_path).ended is None
+    assert run.state.step == STEPS and jaxfit.load(tmp_path).stop_reason is None
 
 
 def test_rules_end_amid_the_steps_of_a_row(data, trained, tmp_path):
@@ -498,8 +498,8 @@ DAMAGES = {
         entry("state", {"state": [{"array": "int32", "shape": []}, "DEEP", None]}),
     ],
     "end.json": [
-        *(lambda end, name=name: end.pop(name, 0) and None for name in ("step", "ended")),
-        *(entry("ended", why) for why in (3, [], {}, True, ["data ended"], "DEEP")),
+        *(lambda end, name=name: end.pop(name, 0) and None for name in ("step", "stop_reason")),
+        *(entry("stop_reason", why) for why in (3, [], {}, True, ["data ended"], "DEEP")),
         *(lambda _, value=value: value for value in ([], "end", 7)),
     ],
     "0000000030-0000000040/_CHECKPOINT_METADATA": [

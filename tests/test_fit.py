@@ -102,7 +102,7 @@ def test_a_fit_goes_on_from_a_state_and_train_from_a_fit(data, trained):
     assert_same_bits(rest.state, whole.state)
     assert_same_bits(rest.trajectory, row(whole.trajectory, slice(17, None)))
     assert_same_bits(rest.steps, jnp.arange(17, STEPS))
-    assert half.known_steps == range(17) and rest.known_steps is None
+    assert half._known_steps == range(17) and rest._known_steps is None
     more = jax.jit(lambda s, data: jaxfit.train(loss, s, adam, STEPS - 17, data=data))
     assert_same_bits(more(half.state, data).state, whole.state)
 
@@ -125,7 +125,7 @@ def test_a_state_of_numpy_arrays_and_numbers_goes_on_to_the_same_end(data, train
     assert_same_bits(fit(loss, on_host, adam, STEPS - 17, **options).state, whole.state)
 
     assert_same_bits(
-        jaxfit.fork(on_host, adam, carry=True), jaxfit.fork(half.state, adam, carry=True)
+        jaxfit.fork(on_host, adam, carry_over=True), jaxfit.fork(half.state, adam, carry_over=True)
     )
     bad = dataclasses.replace(on_host, params=np.full(2, np.nan, np.float32))
     assert jaxfit.blame(loss, bad, adam, data=data).leaf == "params"
@@ -262,7 +262,7 @@ def test_a_fit_ends_at_the_first_step_where_the_rule_is_true(end, every, chunk_s
     after = lambda step: step.step >= end
     options = {"data": data, "record_every": every, "chunk_size": chunk_size}
     run = fit(loss, guess, OPTIMIZERS["momentum"], STEPS, stop=after, **options)
-    assert run.ended == f"<lambda> was true at step {end}"
+    assert run.stop_reason == f"<lambda> was true at step {end}"
     whole = trained("momentum", every)
     assert_same_bits(run.trajectory, row(whole.trajectory, slice(-(-end // every))))
     assert_same_bits(run.steps, jnp.arange(0, end, every, dtype=np.int32))
@@ -275,7 +275,7 @@ def test_a_fit_ends_at_the_first_step_where_the_rule_is_true(end, every, chunk_s
 def test_a_rule_that_is_never_true_changes_nothing(data, trained):
     run = fit(loss, guess, OPTIMIZERS["adam"], STEPS, data=data, stop=loss_below(-1.0))
     same(run, trained("adam"))
-    assert run.ended is None
+    assert run.stop_reason is None
 
 
 def test_the_ready_made_rules_end_where_the_losses_say(data):
@@ -283,7 +283,7 @@ def test_the_ready_made_rules_end_where_the_losses_say(data):
     losses = np.asarray(jaxfit.train(loss, guess, sgd, 200, data=data).trajectory["loss"])
     run = fit(loss, guess, sgd, 200, data=data, stop=loss_below(0.1))
     assert int(run.state.step) == np.argmax(losses < 0.1) > 0
-    assert run.ended == f"loss_below was true at step {np.argmax(losses < 0.1)}"
+    assert run.stop_reason == f"loss_below was true at step {np.argmax(losses < 0.1)}"
 
     waves = jnp.array([5.0, 4.0, 4.5, 3.0, 3.0, 2.95, 3.0, 1.0, 1.0])
     wave = lambda a, batch: batch[0] + 0 * a.sum()
@@ -298,7 +298,7 @@ def test_the_ready_made_rules_end_where_the_losses_say(data):
 
     overflow = lambda a: jnp.sum(jnp.exp(a))
     run = fit(overflow, jnp.zeros(2), optax.sgd(-1.0), 50, stop=not_finite)
-    assert run.ended.startswith("not_finite was true at step") and run.state.step < 10
+    assert run.stop_reason.startswith("not_finite was true at step") and run.state.step < 10
     assert np.isfinite(run.state.params).all() and np.isfinite(run.trajectory["loss"]).all()
     assert not np.isfinite(overflow(run.state.params))
 
@@ -323,9 +323,9 @@ def test_ctrl_c_ends_the_chunk_and_returns_the_run_so_far(
     run = fit(loss, guess, OPTIMIZERS["adam"], STEPS, data=data, chunk_size=5)
     assert signal.getsignal(signal.SIGINT) is handler
     made = int(run.state.step)
-    assert 5 <= made <= 15 and run.ended == f"interrupted before step {made}"
+    assert 5 <= made <= 15 and run.stop_reason == f"interrupted before step {made}"
     said = capsys.readouterr().err
-    assert said == f"fit: {run.ended} of {STEPS}; the run so far is returned.\n"
+    assert said == f"fit: {run.stop_reason} of {STEPS}; the run so far is returned.\n"
     assert_same_bits(run.trajectory, row(trained("adam").trajectory, slice(made)))
     rest = fit(loss, run.state, OPTIMIZERS["adam"], STEPS - made, data=data)
     assert_same_bits(rest.state, trained("adam").state)

@@ -277,30 +277,30 @@ def test_a_fork_can_carry_what_has_the_same_type_and_shape(line):
     moments = end.opt_state[0]
 
     clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1))
-    carried = jaxfit.fork(end, clipped, carry=True).opt_state
+    carried = jaxfit.fork(end, clipped, carry_over=True).opt_state
     assert_same_bits(carried[1][0], moments)
     fresh = jaxfit.fork(end, clipped).opt_state
     assert_same_bits(fresh[1][0], adam.init(guess)[0])
 
     often = optax.MultiSteps(adam, 4)
-    assert_same_bits(jaxfit.fork(end, often, carry=True).opt_state.inner_opt_state[0], moments)
+    assert_same_bits(jaxfit.fork(end, often, carry_over=True).opt_state.inner_opt_state[0], moments)
 
     # Its rates are its own.
     injected = optax.inject_hyperparams(optax.adam)(learning_rate=0.5)
     before = jaxfit.train(loss, guess, optax.inject_hyperparams(optax.adam)(0.1), 10, data=line)
-    state = jaxfit.fork(before.state, injected, carry=True).opt_state
+    state = jaxfit.fork(before.state, injected, carry_over=True).opt_state
     np.testing.assert_allclose(state.hyperparams["learning_rate"], 0.5)
     assert_same_bits(state.inner_state[0], before.state.opt_state.inner_state[0])
 
     # Nothing of this one fits.
     momentum = optax.sgd(0.1, momentum=0.9)
-    assert_same_bits(jaxfit.fork(end, momentum, carry=True).opt_state, momentum.init(guess))
+    assert_same_bits(jaxfit.fork(end, momentum, carry_over=True).opt_state, momentum.init(guess))
 
 
 def test_parts_are_carried_in_their_order(line):
     twice = optax.chain(optax.trace(0.9), optax.scale(-0.1), optax.trace(0.5))
     end = jaxfit.train(loss, guess, twice, 10, data=line).state
-    carried = jaxfit.fork(end, optax.chain(optax.trace(0.1), optax.trace(0.2)), carry=True)
+    carried = jaxfit.fork(end, optax.chain(optax.trace(0.1), optax.trace(0.2)), carry_over=True)
     assert_same_bits(carried.opt_state[0], end.opt_state[0])
     assert_same_bits(carried.opt_state[1], end.opt_state[2])
 
@@ -308,5 +308,5 @@ def test_parts_are_carried_in_their_order(line):
 def test_a_fork_with_the_same_optimizer_that_carries_all_is_the_run(line):
     run = jaxfit.train(loss, guess, adam, 30, data=line, keyframe_every=10)
     middle = jaxfit.replay(loss, run, adam, 17, 17, data=line).state
-    on = jaxfit.train(loss, jaxfit.fork(middle, adam, carry=True), adam, 13, data=line)
+    on = jaxfit.train(loss, jaxfit.fork(middle, adam, carry_over=True), adam, 13, data=line)
     assert_same_bits(on.state, run.state)

@@ -90,12 +90,12 @@ def test_a_loader_begins_its_next_epoch_and_a_generator_ends():
     assert loader.epochs == STEPS // 9  # none is begun for nothing
     again = fit(loss, 0.0, ADAM, STEPS, data=jaxfit.host_batches(lambda step: batch(step % 9)))
     assert_same_bits(run.trajectory, again.trajectory)
-    assert run.ended is None
+    assert run.stop_reason is None
 
     for every in 1, 4:
         options = {"chunk_size": 10, "record_every": every}
         run = fit(loss, 0.0, ADAM, STEPS, data=(batch(step) for step in range(23)), **options)
-        assert run.ended == "data ended before step 23"
+        assert run.stop_reason == "data ended before step 23"
         short = fit(loss, 0.0, ADAM, 23, data=jaxfit.host_batches(batch), **options)
         assert_same_bits((run.trajectory, run.state), (short.trajectory, short.state))
 

@@ -140,20 +140,20 @@ def path(
     '$a_0$'
     """
     one_run(run, "plot.path")
-    trained = jax.tree.leaves(_tree.trainable(kept(run, "params", "plot.path")))
+    trained = jax.tree.leaves(_tree.partition(kept(run, "params", "plot.path"))[0])
+    last, rest = _tree.partition(run.state.params)
     points = np.concatenate([np.reshape(leaf, (len(run.steps), -1)) for leaf in trained], axis=1)
     if points.shape[1] != 2 or np.iscomplexobj(points):
         raise ValueError(
             f"plot.path draws two real parameters, but the run has {points.shape[1]} of dtype "
             f"{points.dtype}: draw a loss curve with plot.loss, or train two of them."
         )
-    end, unravel = jax.flatten_util.ravel_pytree(_tree.trainable(run.state.params))
-    rest = _tree.others(run.state.params)
+    end, unravel = jax.flatten_util.ravel_pytree(last)
     points = np.concatenate([points, np.asarray(end)[None]]).astype(np.float64)
     points = points[np.isfinite(points).all(axis=1)]  # what is left of a run that diverged
 
     def height(point):
-        params = _tree.merge(unravel(point), rest)
+        params = _tree.combine(unravel(point), rest)
         return loss(params) if data is None else loss(params, data)
 
     low, high = points.min(axis=0), points.max(axis=0)
