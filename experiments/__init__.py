@@ -1,1 +1,1 @@
-"""What was tried and measured with jaxfit; nothing here is imported by the library."""
+"""Study jaxfit and measure it. The library imports nothing from here."""

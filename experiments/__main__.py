@@ -1,4 +1,4 @@
-"""List the studies, a line each."""
+"""List the studies and the benchmarks, one per line."""
 
 import ast
 import pathlib
@@ -8,7 +8,8 @@ HERE = pathlib.Path(__file__).parent
 
 
 def main() -> None:
-    print("Run one with python -m NAME; each takes --help.\n")
+    """Print the name of each with the first line of its docstring."""
+    print("Run one with python -m NAME; all of them take --help.\n")
     for module in pkgutil.walk_packages([str(HERE)], "experiments."):
         path = HERE.parent / (module.name.replace(".", "/") + ".py")
         if not module.ispkg and not path.stem.startswith("_"):

@@ -1,37 +1,40 @@
-"""What the studies' commands share: options, refusals in a sentence, windows at the end."""
+"""Share what the studies have in common: their options, their errors, their data, their files."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import matplotlib
 import matplotlib.pyplot as plt
 
+import jaxfit
+
 
 def parser(name: str, doc: str) -> argparse.ArgumentParser:
-    """A parser of the options that every study has: --seed, --out and --show."""
+    """Return a parser of the options that every study has: --seed, --out and --show."""
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.{name}", description=doc.splitlines()[0]
     )
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random, default 0")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     parser.add_argument(
         "--out",
         type=pathlib.Path,
         default=pathlib.Path("out") / name,
         metavar="DIR",
-        help=f"where pictures go, default out/{name}",
+        help=f"folder for the pictures (default: out/{name})",
     )
-    parser.add_argument(
-        "--show", action="store_true", help="open windows with the pictures at the end"
-    )
+    parser.add_argument("--show", action="store_true", help="show the pictures in windows, too")
     return parser
 
 
 def run(parser: argparse.ArgumentParser, study: Callable[[argparse.Namespace], Any]) -> None:
-    """Run ``study(arguments)``; say in one sentence what is wrong with the arguments, if it is."""
+    """Run ``study(arguments)``. If the arguments are wrong, exit with a sentence that says why."""
     arguments = parser.parse_args()
     name = parser.prog.split(".")[-1]
     if not arguments.show:
@@ -40,10 +43,10 @@ def run(parser: argparse.ArgumentParser, study: Callable[[argparse.Namespace], A
         if abs(arguments.seed) >= 2**31:
             raise ValueError(f"--seed is {arguments.seed}, but must be less than 2**31.")
         arguments.out.mkdir(parents=True, exist_ok=True)
-        # matplotlib wants an animation to be held while it is shown.
+        # matplotlib stops an animation that nothing refers to.
         _held = study(arguments)
     except OSError as error:
-        if error.filename is None:  # a pipe that was closed, say
+        if error.filename is None:  # such as a closed pipe
             raise
         parser.exit(2, f"{name}: {error.filename} cannot be written: {error.strerror}.\n")
     except (ImportError, ValueError) as error:
@@ -52,12 +55,51 @@ def run(parser: argparse.ArgumentParser, study: Callable[[argparse.Namespace], A
         plt.show()
 
 
-def between(name: str, value: int, least: int, most: int) -> None:
-    """Refuse a number that is not in a range."""
+def check_range(name: str, value: int, least: int, most: int) -> None:
+    """Raise a ValueError unless the option's value is between two limits, both included."""
     if not least <= value <= most:
         raise ValueError(f"--{name} is {value}, but must be from {least} to {most}.")
 
 
-def written(path: pathlib.Path) -> None:
-    """Say what was written where."""
-    print(f"  {path}  {path.stat().st_size / 1024:.0f} KB")
+def check_positive(name: str, value: float) -> None:
+    """Raise a ValueError unless the option's value is greater than zero."""
+    if not value > 0:
+        raise ValueError(f"--{name} is {value:g}, but must be more than 0.")
+
+
+def require(module: str, project: str) -> Any:
+    """Import an optional dependency, or raise an ImportError that says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{project} is not installed, or broken ({error}): "
+            f'run pip install -e ".[test]" from a checkout.'
+        ) from error
+
+
+def load_digits() -> tuple[jax.Array, jax.Array]:
+    """Return scikit-learn's handwritten digits: x [1797, 64], from 0 to 1, and y [1797]."""
+    x, y = require("sklearn.datasets", "scikit-learn").load_digits(return_X_y=True)
+    return jnp.asarray(x / 16, jnp.float32), jnp.asarray(y, jnp.int32)
+
+
+def split_digits(key: jax.Array) -> tuple[Any, Any]:
+    """Return the handwritten digits, split into training data and, for a fifth, test data."""
+    return jaxfit.data.train_test_split(load_digits(), 0.2, key)
+
+
+def save(figures: Mapping[str, plt.Figure], folder: pathlib.Path) -> list[pathlib.Path]:
+    """Save each figure as a PNG file under its name, and return the paths."""
+    paths = []
+    for name, figure in figures.items():
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=100)
+    return paths
+
+
+def list_files(paths: Iterable[pathlib.Path]) -> None:
+    """Print the paths and the sizes of files that a study has written."""
+    print("\nWritten:")
+    for path in paths:
+        print(f"  {path}  {path.stat().st_size / 1024:.0f} KB")

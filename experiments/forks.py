@@ -1,14 +1,15 @@
-"""Forks of a run: how far a change leads away from it, made early or late.
+"""Fork a run early and late, and measure how far each change leads away from it.
 
-A perceptron learns handwritten digits at a constant rate. From several steps of its run, forks go
-on with another order of the data, another rate, smaller batches or momentum. So many steps later
-they are held against the run itself: by training loss and test accuracy, by the distance, and by
-the barrier that the loss has on the straight line between the two, as in Frankle et al. 2020,
-`Linear Mode Connectivity and the Lottery Ticket Hypothesis <https://arxiv.org/abs/1912.05671>`_.
+A perceptron learns handwritten digits at a constant rate. Forks leave its run at several steps and
+go on with another order of the data, another rate, smaller batches or momentum. After a fixed
+number of steps, each is compared with the run itself: by training loss and test accuracy, by
+distance, and by the barrier of the loss on the straight line between the two, as in Frankle et al.
+2020, `Linear Mode Connectivity and the Lottery Ticket Hypothesis
+<https://arxiv.org/abs/1912.05671>`_.
 
-As there, another order of the data leads behind a barrier if it begins in the first steps, and
-later does not leave the valley of the run; nor do half the rate and momentum. But twice the rate
-and smaller batches leave it from any step. This is true of most seeds, not of all.
+As in that paper, another order of the data leads behind a barrier if it starts within the first
+steps; a later start stays in the valley of the run, and so do half the rate and momentum. Twice the
+rate and smaller batches leave the valley from any step. This holds for most seeds, not for all.
 """
 
 from __future__ import annotations
@@ -26,24 +27,23 @@ import optax
 
 import jaxfit
 from experiments import _command
-from experiments.digits import divided
 from jaxfit.losses import accuracy, cross_entropy, objective
 from jaxfit.models import mlp, mlp_init
 from jaxfit.plot.static import BLACK, BLUE, GREEN, ORANGE
 
 WIDTHS, RATE, SEEDS = (64, 32, 32, 32, 10), 0.25, 9
-FORKED = (0, 0.01, 0.05, 0.2, 0.5, 1)  # where, in parts of the steps that a fork goes on for
-ROWS = 100  # that a fork records, or a few more
-PLACES = 25  # on the line between two ends
+FORKED = (0, 0.01, 0.05, 0.2, 0.5, 1)  # where forks begin, as fractions of their length
+ROWS = 100  # the least number of rows that a fork records
+PLACES = 25  # points on the line between two ends
 loss = objective(mlp, cross_entropy)
 
 
 class Kind(NamedTuple):
-    """What a fork does otherwise than the run, and how it is drawn."""
+    """Describe how a fork differs from the run, and how it is drawn."""
 
     style: str
     colour: str
-    rate: float = 1.0  # times that of the run
+    rate: float = 1.0  # a multiple of the run's
     momentum: float | None = None
     batch_size: int = 64
     reordered: bool = False
@@ -55,20 +55,20 @@ KINDS = {
     "half the rate": Kind("v-", GREEN, rate=0.5),
     "twice the rate": Kind("^-", ORANGE, rate=2.0),
     "batches of 16": Kind("s-", "#CC79A7", batch_size=16),
-    # At a tenth of the rate, for it makes every gradient count ten times over.
+    # At a tenth of the rate, because momentum makes every gradient count ten times.
     "momentum 0.9": Kind("D-", "#E69F00", rate=0.1, momentum=0.9),
 }
 
 
 class Fork(NamedTuple):
-    """A fork beside the run it was made of; over many seeds, with a leading axis [seeds]."""
+    """Hold a fork's comparison with its run; over many seeds, with a leading axis [seeds]."""
 
-    loss: Any  # on the training images, the fork's less the run's
-    accuracy: Any  # on the test images, likewise
-    distance: Any  # between their ends, over the way of the run since the fork
+    loss: Any  # on the training images, the fork's minus the run's
+    accuracy: Any  # on the test images, the fork's minus the run's
+    distance: Any  # between their ends, relative to how far the run went since the fork
     barrier: Any
     line: Any  # [places], the training loss from the run's end to the fork's
-    curve: Any  # [rows], the training loss on the fork's way
+    curve: Any  # [rows], the training loss along the fork
 
 
 Forks = dict[tuple[int, str], Fork]  # by step and kind
@@ -78,7 +78,7 @@ Forks = dict[tuple[int, str], Fork]  # by step and kind
 def go_on(
     state: jaxfit.State, batches: Any, rate: float, momentum: float | None, steps: int, every: int
 ) -> jaxfit.Run:
-    """So many steps from a state, whatever optimizer it comes from."""
+    """Take a number of steps by SGD from a state, whatever optimizer it comes from."""
     optimizer = optax.sgd(rate, momentum)
     state = jaxfit.fork(state, optimizer)
     record = lambda step: loss(step.params, batches.arrays)
@@ -88,46 +88,46 @@ def go_on(
 
 @jax.jit
 def state_at(run: jaxfit.Run, batches: Any, rate: float, step: int) -> jaxfit.State:
-    """The state of ``replay(…, step, step)``, by one program for all steps."""
+    """Return the state of ``replay(…, step, step)``, by one program for all steps."""
     return jaxfit.at(loss, run, optax.sgd(rate), step, data=batches).state
 
 
 def distance(one: Any, other: Any) -> jax.Array:
-    """The Euclidean distance between two trees of parameters."""
+    """Return the Euclidean distance between two trees of parameters."""
     return optax.tree.norm(optax.tree.sub(one, other))
 
 
 def line(height: Callable[[Any], jax.Array], one: Any, other: Any) -> jax.Array:
-    """The height at evenly spaced places on the straight line from one to the other: [places]."""
+    """Return the height at evenly spaced points from one to the other: [places]."""
     place = lambda part: jax.tree.map(lambda a, b: a + part * (b - a), one, other)
     return jax.vmap(lambda part: height(place(part)))(jnp.linspace(0, 1, PLACES))
 
 
 def barrier(heights: jax.Array) -> jax.Array:
-    """How far heights rise above the straight line from the first of them to the last."""
+    """Return how far heights rise above the straight line from the first to the last."""
     return jnp.max(heights - jnp.linspace(heights[0], heights[-1], len(heights)))
 
 
 @jax.jit
 def compare(start: Any, end: Any, forked: Any, images: tuple[Any, Any]) -> tuple[jax.Array, ...]:
-    """The ends of a run and of a fork that had a start in common: a `Fork` but for its curve."""
+    """Compare the ends of a run and of its fork: return a `Fork` without its curve."""
     train, (x, y) = images
     heights = line(lambda params: loss(params, train), end, forked)
     gained = accuracy(mlp(forked, x), y) - accuracy(mlp(end, x), y)
     relative = distance(end, forked) / distance(start, end)
     found = heights[-1] - heights[0], gained, relative, barrier(heights), heights
-    # What is not a number any more was infinite before, and counts as that in a median.
+    # A NaN comes from an infinite value, and a median can only count it as one.
     return jax.tree.map(lambda leaf: jnp.where(jnp.isnan(leaf), jnp.inf, leaf), found)
 
 
 def same_bits(one: Any, other: Any) -> bool:
-    """Whether two trees of arrays are the same to the last bit."""
+    """Return whether two trees of arrays are the same to the last bit."""
     one, other = jax.device_get((one, other))
     return jax.tree.all(jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), one, other))
 
 
 def study(images: tuple[Any, Any], steps: int, key: jax.Array) -> tuple[Forks, np.ndarray]:
-    """Make runs and forks and print how far they are; the forks, and the runs' training losses."""
+    """Make runs and forks, print how far apart they are; return forks and the runs' losses."""
     train, (x, y) = images
     every, firsts = steps // ROWS, [round(part * steps) for part in FORKED]
     found: dict[tuple[int, str], list[Fork]] = {}
@@ -153,8 +153,10 @@ def study(images: tuple[Any, Any], steps: int, key: jax.Array) -> tuple[Forks, n
     value, right = np.median(ends, axis=0)
     print(f"A perceptron of widths {WIDTHS}, {2 * steps} steps of SGD at rate {RATE:g}: training")
     print(f"loss {value:.4f}, test accuracy {right:.1%}, both medians of {SEEDS} seeds.")
-    print(f"\nForks after {steps} steps, loss and accuracy less the run's, distances over its way")
-    print("since the fork; of barriers the largest too:\n")
+    print(
+        f"\nForks after {steps} steps: loss and accuracy minus the run's, distance relative to how"
+    )
+    print("far the run went since the fork, and the barrier; medians, and the largest barrier:\n")
     print("  from     to  kind               loss   accuracy   distance    barrier    largest")
     for (first, name), fork in forks.items():
         value, right, way, height = (np.median(part) for part in fork[:4])
@@ -167,7 +169,7 @@ def study(images: tuple[Any, Any], steps: int, key: jax.Array) -> tuple[Forks, n
 
 
 def draw_forks(forks: Forks) -> plt.Figure:
-    """Distance and barrier against the step of the fork: medians, and every seed as a dot."""
+    """Draw distance and barrier against the step of the fork: medians, and a dot per seed."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
     firsts = list(dict.fromkeys(first for first, _ in forks))
     for ax, what in zip(panels, ("distance", "barrier"), strict=True):
@@ -179,18 +181,18 @@ def draw_forks(forks: Forks) -> plt.Figure:
             ax.plot(places, np.median(values, axis=1), kind.style, **style)
         ax.set_xticks(range(len(firsts)), [str(first) for first in firsts])
         ax.set_xlabel("step of the fork")
-    panels[0].set(title="Distance between the ends", ylabel="over the run's way since the fork")
+    panels[0].set(title="Distance between the ends", ylabel="relative to the run since the fork")
     panels[0].set_yscale("log")
     panels[0].legend()
     panels[1].set(title="Barrier between the ends", ylabel="loss above the straight line")
-    panels[1].set_yscale("symlog", linthresh=1e-3)  # zero has a place on it
+    panels[1].set_yscale("symlog", linthresh=1e-3)  # which has room for zero
     panels[1].set_ylim(bottom=-1e-4)
-    figure.suptitle(f"Median of {SEEDS} seeds, and every seed as a dot")
+    figure.suptitle(f"Medians of {SEEDS} seeds, and a dot for every seed")
     return figure
 
 
 def draw_lines(forks: Forks) -> plt.Figure:
-    """The training loss from run to fork where only the order of the data differs."""
+    """Draw the training loss from run to fork where only the order of the data differs."""
     figure, ax = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
     found = {first: fork.line for (first, name), fork in forks.items() if name == "other order"}
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(found)))
@@ -205,7 +207,7 @@ def draw_lines(forks: Forks) -> plt.Figure:
 
 
 def draw_curves(forks: Forks, curves: np.ndarray, steps: int) -> plt.Figure:
-    """The training loss of the first seed's run, and of its forks made early and late."""
+    """Draw the training loss of the first seed's run, and of its forks made early and late."""
     shared = {"sharex": True, "sharey": True, "layout": "constrained"}
     figure, panels = plt.subplots(2, 1, figsize=(8, 7), **shared)
     every, firsts = steps // ROWS, list(dict.fromkeys(first for first, _ in forks))
@@ -222,22 +224,22 @@ def draw_curves(forks: Forks, curves: np.ndarray, steps: int) -> plt.Figure:
 
 
 def main() -> None:
+    """Run the study from the command line."""
     parser = _command.parser("forks", __doc__)
-    parser.add_argument("--steps", type=int, default=1000, help="of every fork, default 1000")
+    parser.add_argument(
+        "--steps", type=int, default=1000, help="length of every fork (default: 1000)"
+    )
 
     def fork_all(arguments: argparse.Namespace) -> None:
-        _command.between("steps", arguments.steps, 100, 10_000)
+        _command.check_range("steps", arguments.steps, 100, 10_000)
         split, rest = jax.random.split(jax.random.key(arguments.seed))
-        forks, curves = study(divided(split), arguments.steps, rest)
-        print("\nWritten:")
-        for name, figure in (
-            ("forks", draw_forks(forks)),
-            ("lines", draw_lines(forks)),
-            ("curves", draw_curves(forks, curves, arguments.steps)),
-        ):
-            path = arguments.out / f"{name}.png"
-            figure.savefig(path, dpi=100)
-            _command.written(path)
+        forks, curves = study(_command.split_digits(split), arguments.steps, rest)
+        figures = {
+            "forks": draw_forks(forks),
+            "lines": draw_lines(forks),
+            "curves": draw_curves(forks, curves, arguments.steps),
+        }
+        _command.list_files(_command.save(figures, arguments.out))
 
     _command.run(parser, fork_all)
 

@@ -1,8 +1,8 @@
-"""The lesson on gradient descent: fit a line, watch it move, and see what theory says of it.
+"""Fit a line by gradient descent, watch it move, and compare the run with theory.
 
-Noisy points on a line, the mean squared error, and 100 steps down its gradient; then what the whole
-trajectory tells: how fast the run contracted beside how fast it had to, and what the best constant
-rate would have done. With ``--csv`` the same study runs on two columns of a file of yours.
+Noisy points on a line, the mean squared error, and 100 steps down its gradient. The trajectory then
+shows how fast the run contracted, beside the rate that theory gives, and what the best constant
+learning rate would have done. With ``--csv``, the same study runs on two columns of your own file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ loss = objective(linear, mse)
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Points as they are in the world, and how they are scaled for the descent."""
+    """Hold points in their own units, and how they are scaled for the descent."""
 
     x: np.ndarray  # [n]
     y: np.ndarray  # [n]
@@ -42,7 +42,7 @@ class Problem:
 
     @property
     def data(self) -> tuple[jax.Array, jax.Array]:
-        """x [n, 2] with a column of ones, and y [n], scaled."""
+        """Return x [n, 2] with a column of ones, and y [n], scaled."""
         x, y = (
             (column - centre) / scale
             for column, centre, scale in zip((self.x, self.y), self.centre, self.scale, strict=True)
@@ -51,22 +51,22 @@ class Problem:
 
     @property
     def points(self) -> tuple[np.ndarray, np.ndarray]:
-        """x [n, 2] with a column of ones, and y [n], as they are."""
+        """Return x [n, 2] with a column of ones, and y [n], in their own units."""
         return np.stack([self.x, np.ones(len(self.x))], axis=1), self.y
 
     def error(self, a: jax.Array) -> float:
-        """The mean squared error of a line, in the units of y squared."""
+        """Return the mean squared error of a line, in the units of y squared."""
         return float(loss(a, self.data)) * self.scale[1] ** 2
 
     def line(self, a: jax.Array) -> np.ndarray:
-        """Slope and intercept in the units of the points: a [..., 2] is scaled."""
+        """Return the slope and intercept of scaled lines a [..., 2], in the units of the points."""
         a = np.asarray(a, np.float64)
         slope = a[..., 0] * self.scale[1] / self.scale[0]
         intercept = self.centre[1] + a[..., 1] * self.scale[1] - slope * self.centre[0]
         return np.stack([slope, intercept], axis=-1)
 
     def in_units(self, run: jaxfit.Run) -> jaxfit.Run:
-        """The run with its lines and losses in the units of the points, for pictures."""
+        """Return the run with its lines and losses in the units of the points, for pictures."""
         kept = run.trajectory | {
             "params": self.line(run.trajectory["params"]),
             "loss": np.asarray(run.trajectory["loss"]) * self.scale[1] ** 2,
@@ -75,7 +75,11 @@ class Problem:
 
 
 def read_csv(path: pathlib.Path, x: str, y: str) -> Problem:
-    """Two columns of a CSV file with a header, standardised; a ValueError says what is wrong."""
+    """Return two columns of a CSV file with a header, to be standardised.
+
+    Raises:
+      ValueError: if the file cannot be read, or its columns are not numbers that vary.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -114,10 +118,10 @@ def read_csv(path: pathlib.Path, x: str, y: str) -> Problem:
 
 
 def contraction(run: jaxfit.Run, best: jax.Array) -> float:
-    """The factor by which the distance to the best line shrank per step, late in the run.
+    """Return the factor by which the distance to the best line shrank per step, late in the run.
 
-    Measured from where nine tenths of it are gone to where rounding begins; 0 if the first step
-    goes all the way, nan if there are too few steps to tell.
+    It is measured from where a tenth of the distance is left to where rounding begins; 0 if the
+    first step goes all the way, nan if there are too few steps.
     """
     distance = np.linalg.norm(np.asarray(run.trajectory["params"] - best, np.float64), axis=1)
     relative = distance / distance[0]
@@ -130,14 +134,14 @@ def contraction(run: jaxfit.Run, best: jax.Array) -> float:
 
 
 def study(problem: Problem, steps: int, lr: float) -> dict[str, jaxfit.Run]:
-    """Run the lesson and print what it says; the runs, each under its learning rate."""
+    """Run the lesson and print its results; return the runs, each under its learning rate."""
     x, y = problem.data
     start = jnp.array(GUESS)
     eigenvalues = np.linalg.eigvalsh(2 * np.asarray(x.T @ x, np.float64) / len(y))
     limit, best_rate = 2 / eigenvalues[-1], 2 / (eigenvalues[0] + eigenvalues[-1])
     if lr >= limit:
         raise ValueError(
-            f"--lr is {lr:g}, but on these data gradient descent is stable below {limit:.3g} only, "
+            f"--lr is {lr:g}, but on these data gradient descent is stable below {limit:.3g}, "
             f"which is 2 over the largest curvature: choose a smaller rate."
         )
 
@@ -157,7 +161,7 @@ def study(problem: Problem, steps: int, lr: float) -> dict[str, jaxfit.Run]:
         slope, intercept = problem.line(a)
         print(f"  {name:16} {slope:9.3f} {intercept:12.3f}")
 
-    print("\nWhat the trajectory tells, beside theory:")
+    print("\nThe trajectory, beside theory:")
     print("  learning rate   steps   contraction per step   in theory   loss above the least")
     fast = jaxfit.train(loss, start, optax.sgd(best_rate), max(1, steps // 10), data=(x, y))
     for rate, one in ((lr, run), (best_rate, fast)):
@@ -174,16 +178,15 @@ def study(problem: Problem, steps: int, lr: float) -> dict[str, jaxfit.Run]:
 def draw(
     problem: Problem, runs: dict[str, jaxfit.Run], out: pathlib.Path, animate: bool
 ) -> FuncAnimation | None:
-    """Draw everything from the trajectories, and say what was written where; the animation."""
-    written, animation = [], None
+    """Draw everything from the trajectories and list the files; return the animation, if any."""
+    figures, animation = {}, None
 
     def axes() -> plt.Axes:
         return plt.subplots(figsize=(5, 3.75), layout="constrained")[1]
 
     def picture(ax: plt.Axes, name: str, title: str, names: tuple[str, str]) -> None:
         ax.set(title=title, xlabel=names[0], ylabel=names[1])
-        written.append(out / name)
-        ax.figure.savefig(written[-1], dpi=100)
+        figures[name] = ax.figure
 
     def fitted(a: jax.Array | None, label: str, name: str, title: str) -> None:
         line = None if a is None else problem.line(a)
@@ -192,24 +195,25 @@ def draw(
 
     (label, run), (fast_label, fast) = runs.items()
     start, end = run.trajectory["params"][0], run.state.params
-    fitted(None, "", "data.png", "The data")
-    fitted(start, "guess", "guess.png", f"A guess: mean squared error {problem.error(start):.4g}")
-    fitted(end, "fit", "fit.png", f"The fit: mean squared error {problem.error(end):.4g}")
+    fitted(None, "", "data", "The data")
+    fitted(start, "guess", "guess", f"A guess: mean squared error {problem.error(start):.4g}")
+    fitted(end, "fit", "fit", f"The fit: mean squared error {problem.error(end):.4g}")
 
     shown = problem.in_units(run)
     ax = plot.loss(shown, ax=axes(), label=label)
     plot.loss(problem.in_units(fast), ax=ax, label=fast_label, color="#D55E00")
-    picture(ax, "loss.png", "The loss on the way down", ("step", "mean squared error"))
+    picture(ax, "loss", "The loss on the way down", ("step", "mean squared error"))
 
     scaled = "" if problem.scale == (1.0, 1.0) else ", scaled"
     ax = plot.path(run, loss, problem.data, ax=axes(), label=label)
     picture(
         ax,
-        "path.png",
+        "path",
         "The way down, over contours of the loss",
         ("slope" + scaled, "intercept" + scaled),
     )
 
+    written = _command.save(figures, out)
     if animate:
         ax = axes()
         animation = plot.animate_fit(shown, linear, problem.points, interval=20, ax=ax)
@@ -217,29 +221,25 @@ def draw(
         written += [
             plot.save(animation, out / f"fit{ending}", dpi=64) for ending in (".html", ".gif")
         ]
-    print("\nWritten:")
-    for path in written:
-        _command.written(path)
+    _command.list_files(written)
     return animation
 
 
 def main() -> None:
+    """Run the study from the command line."""
     parser = _command.parser("linear_regression", __doc__)
     parser.add_argument(
-        "--csv", type=pathlib.Path, metavar="FILE", help="fit two columns of this file"
+        "--csv", type=pathlib.Path, metavar="FILE", help="fit a line to two columns of this file"
     )
-    parser.add_argument(
-        "--x", metavar="COLUMN", help="with --csv: the column on the horizontal axis"
-    )
+    parser.add_argument("--x", metavar="COLUMN", help="with --csv: the column to predict from")
     parser.add_argument("--y", metavar="COLUMN", help="with --csv: the column to predict")
-    parser.add_argument("--steps", type=int, default=100, help="default 100")
-    parser.add_argument("--lr", type=float, default=0.1, help="the learning rate, default 0.1")
+    parser.add_argument("--steps", type=int, default=100, help="number of steps (default: 100)")
+    parser.add_argument("--lr", type=float, default=0.1, help="learning rate (default: 0.1)")
     parser.add_argument("--no-animation", action="store_true", help="draw no animation")
 
     def lesson(arguments: argparse.Namespace) -> FuncAnimation | None:
-        _command.between("steps", arguments.steps, 1, 2**31 - 1)
-        if not arguments.lr > 0:
-            raise ValueError(f"--lr is {arguments.lr:g}, but a learning rate is positive.")
+        _command.check_range("steps", arguments.steps, 1, 2**31 - 1)
+        _command.check_positive("lr", arguments.lr)
         if arguments.csv is None:
             if arguments.x or arguments.y:
                 raise ValueError("--x and --y name columns of a file: give it with --csv FILE.")

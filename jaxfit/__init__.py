@@ -1,6 +1,7 @@
 """jaxfit: gradient-based optimisation in JAX, where a training run is a value."""
 
 from jaxfit import data, losses, models, record, stop
+from jaxfit._version import __version__
 from jaxfit.blame import Blame, blame
 from jaxfit.checkpoint import load
 from jaxfit.data import minibatches
@@ -16,6 +17,7 @@ __all__ = [
     "State",
     "Step",
     "Sweep",
+    "__version__",
     "at",
     "blame",
     "data",

@@ -25,6 +25,10 @@ class Jitted:
         """Trace the function, as ``jax.jit(…).trace``; ShapeDtypeStructs may stand for arrays."""
         return self._compiled.trace(_tree.hold(args))
 
+    def cache_size(self) -> int:
+        """Return how many programs are kept."""
+        return int(self._compiled._cache_size())
+
 
 def jit(fn: Callable[..., Any], **options: Any) -> Jitted:
     """Compile a function of any pytrees, as ``equinox.filter_jit`` does.

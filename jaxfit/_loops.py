@@ -1,83 +1,120 @@
-"""The loops around a step. A step is a unit of compilation, so any of them makes the same bits."""
+"""The loops around a step. A step is a unit of compilation, so any of them gives the same bits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxfit._step import Stepper
+from jaxfit._types import PyTree, Row
 from jaxfit.run import State
 
+Carry = TypeVar("Carry")
+Info = TypeVar("Info")
 
-def repeat(take: Callable, carry: Any, number: int) -> Any:
-    """Take steps, keep nothing of them, and return the carry after them."""
+
+def repeat(take: Callable[[Carry], tuple[Carry, Any]], carry: Carry, number: int) -> Carry:
+    """Take steps without keeping anything of them, and return the carry after the last.
+
+    Args:
+      take: ``carry -> (carry, info)``, one step.
+      carry: what the first step starts from.
+      number: the number of steps.
+    """
     if number == 0:
         return carry
-    return lax.scan(lambda carry, _: (take(carry)[0], None), carry, length=number)[0]
+    after, _ = lax.scan(lambda carry, _: (take(carry)[0], None), carry, length=number)
+    return after
 
 
 def until(stepper: Stepper, stop: jax.Array | int) -> State:
-    """Take steps until a step, whose number may be traced; return the trained state there."""
+    """Take steps up to the step ``stop``, which may be traced, and return the trained State there.
+
+    Args:
+      stepper: how steps are taken, and the state to start from.
+      stop: int32 [], the step to stop before.
+    """
     return lax.while_loop(
         lambda state: state.step < stop, lambda state: stepper.take(state)[0], stepper.state
     )
 
 
-def blocks(body: Callable, carry: Any, total: int, every: int) -> tuple[Any, Any]:
-    """Run ``body(carry, n)`` for n = every, every, … and the remainder; join what it returns."""
+def blocks(
+    body: Callable[[Carry, int], tuple[Carry, PyTree]], carry: Carry, total: int, every: int
+) -> tuple[Carry, PyTree]:
+    """Cut a number of steps into equal blocks and a remainder, and join what the blocks return.
+
+    Args:
+      body: ``(carry, steps) -> (carry, stacked)``, one block of a number of steps; ``stacked`` is
+        a pytree of arrays with a leading axis.
+      carry: what the first block starts from.
+      total: the number of steps.
+      every: the number of steps in a block; the last block has the remainder.
+
+    Returns:
+      The carry after the last block, and what the blocks returned, joined along the leading axis.
+    """
     count, remainder = divmod(total, every)
     parts = []
-    # A single block is the body of a loop as well: under vmap, what is carried is then batched
-    # before the first step as it is after it.
+    # A single block is the body of a loop as well: under vmap, its carry is then batched before the
+    # first step, as it is in every other loop.
     for length, number in ((count, every), (1, remainder)):
         if length and number:
-            turn = lambda carry, _, number=number: body(carry, number)
-            carry, stacked = lax.scan(turn, carry, length=length)
-            join = lambda leaf: leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
-            parts.append(jax.tree.map(join, stacked))
+
+            def block(carry: Carry, _: None, number: int = number) -> tuple[Carry, PyTree]:
+                return body(carry, number)
+
+            carry, stacked = lax.scan(block, carry, length=length)
+            parts.append(jax.tree.map(_joined, stacked))
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *parts)
 
 
+def _joined(leaf: jax.Array) -> jax.Array:
+    """Make one axis of the first two."""
+    return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
+
+
 def recording(
-    take: Callable,
-    row_of: Callable,
-    carry: Any,
+    take: Callable[[Carry], tuple[Carry, Info]],
+    row_of: Callable[[Carry, Info], Row],
+    carry: Carry,
     num_rows: jax.Array | int,
     capacity: int,
     every: int,
-) -> tuple[Any, Any]:
-    """Take the steps that leave rows, whose number may be traced.
+) -> tuple[Carry, Row]:
+    """Take steps, and keep a row of every few of them. The number of rows may be traced.
 
     Args:
       take: ``carry -> (carry, info)``, one step.
-      row_of: ``(carry, info) -> row``, a pytree of arrays.
+      row_of: ``(carry, info) -> row``, a pytree of arrays; the carry is that before the step.
       carry: what the first step starts from.
-      num_rows: how many rows to fill, at most ``capacity``.
-      capacity: how many rows there is room for.
-      every: how many steps there are from one row to the next.
+      num_rows: int32 [], the number of rows to fill, at most ``capacity``.
+      capacity: the number of rows there is room for.
+      every: the number of steps from one row to the next.
 
     Returns:
-      The carry after the last step, and the rows [capacity, …].
+      The carry after the last step, and the rows [capacity, …], zeros where they are not filled.
     """
 
-    def row(carry):
+    def row(carry: Carry) -> tuple[Carry, Row]:
         after, info = take(carry)
         return repeat(take, after, every - 1), row_of(carry, info)
 
-    def body(index, both):
+    def body(index: jax.Array, both: tuple[Carry, Row]) -> tuple[Carry, Row]:
         carry, rows = both
         carry, new = row(carry)
         return carry, jax.tree.map(lambda rows, new: rows.at[index].set(new), rows, new)
 
     _, shapes = jax.eval_shape(row, carry)
     rows = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
-    return lax.fori_loop(0, num_rows, body, (carry, rows))
+    end: tuple[Carry, Row] = lax.fori_loop(0, num_rows, body, (carry, rows))
+    return end
 
 
-def lead(tree: Any) -> Any:
+def lead(tree: PyTree) -> PyTree:
     """Give every leaf a leading axis of length 1."""
     return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), tree)

@@ -1,4 +1,4 @@
-"""Which leaves of a pytree are trained, and how the others ride along."""
+"""Pytrees: which leaves are trained, and how the others ride along."""
 
 from __future__ import annotations
 
@@ -9,46 +9,48 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfit._types import Params, PyTree
+
 
 def is_array(leaf: Any) -> bool:
-    """Whether a leaf is an array or a number: what JAX can carry through a loop."""
+    """Return whether a leaf is an array or a number, which JAX can carry through a loop."""
     if isinstance(leaf, np.ndarray | np.generic):
         return leaf.dtype.kind not in "OSUMm"  # objects, text, dates
     return isinstance(leaf, jax.Array | bool | int | float | complex)
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether a leaf is one of JAX's new PRNG keys, or an array of them."""
+    """Return whether a leaf is a PRNG key of the new style, or an array of them."""
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def is_trainable(leaf: Any) -> bool:
-    """Whether a leaf is a floating or complex array or number: what has a gradient."""
+    """Return whether a leaf has a gradient: a floating or complex array or number."""
     return is_array(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
-def as_arrays(params: Any) -> Any:
+def as_arrays(params: Params) -> Params:
     """Turn the trainable leaves into JAX arrays of a definite dtype; leave the others alone."""
 
-    def convert(leaf):
+    def convert(leaf: Any) -> Any:
         if not is_trainable(leaf):
             return leaf
         if isinstance(leaf, jax.Array) and not leaf.weak_type:
             return leaf
-        # The explicit dtype is what makes a Python float's array strong: 0.5 is float32 [].
+        # Without an explicit dtype, a Python float would become an array of a weak type.
         return jnp.asarray(leaf, dtype=jnp.result_type(leaf))
 
     return jax.tree.map(convert, params)
 
 
-def partition(params: Any) -> tuple[Any, Any]:
-    """Split a tree into the leaves that are trained and the others, with None in the gaps."""
+def partition(params: Params) -> tuple[PyTree, PyTree]:
+    """Split parameters into the leaves that are trained and the others, with None in the gaps."""
     trained = jax.tree.map(lambda leaf: leaf if is_trainable(leaf) else None, params)
     others = jax.tree.map(lambda leaf: None if is_trainable(leaf) else leaf, params)
     return trained, others
 
 
-def combine(trained: Any, others: Any) -> Any:
+def combine(trained: PyTree, others: PyTree) -> Params:
     """Undo `partition`."""
     return jax.tree.map(
         lambda one, other: other if one is None else one,
@@ -63,26 +65,27 @@ class StaticLeaf:
     """A leaf that JAX does not trace, moved into the structure of its tree.
 
     Two are equal if a program that was compiled for one serves the other: if their values are equal
-    or, where they cannot be hashed, the same object.
+    or, where values cannot be hashed, the same object.
     """
 
     def __init__(self, value: Any):
         self.value = value
 
-    def tree_flatten(self):
+    def tree_flatten(self) -> tuple[tuple[()], StaticLeaf]:
         return (), self
 
     @classmethod
-    def tree_unflatten(cls, self, _):
-        return self
+    def tree_unflatten(cls, static: StaticLeaf, _: tuple[()]) -> StaticLeaf:
+        return static
 
     def _key(self) -> tuple[Any, ...]:
         try:
             hash(self.value)
         except TypeError:
             return (id(self.value),)
-        sign = str(self.value) if isinstance(self.value, float) else ""  # of zero
-        return type(self.value), self.value, sign
+        # As text, 0.0 and -0.0 differ.
+        text = str(self.value) if isinstance(self.value, float) else ""
+        return type(self.value), self.value, text
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, StaticLeaf) and self._key() == other._key()
@@ -94,18 +97,28 @@ class StaticLeaf:
         return repr(self.value)
 
 
-def pack(tree: Any) -> Any:
-    """Make static what is neither array nor number, so that a loop can carry the tree."""
+def pack(tree: PyTree) -> PyTree:
+    """Make static every leaf but arrays and numbers, so that a loop can carry the tree."""
     return jax.tree.map(lambda leaf: leaf if is_array(leaf) else StaticLeaf(leaf), tree)
 
 
-def hold(tree: Any) -> Any:
-    """Make static all but JAX's arrays: Python's numbers stay what they are."""
+def hold(tree: PyTree) -> PyTree:
+    """Make static every leaf but JAX arrays, so that Python numbers stay Python numbers."""
     traced = jax.Array | jax.ShapeDtypeStruct
     return jax.tree.map(lambda leaf: leaf if isinstance(leaf, traced) else StaticLeaf(leaf), tree)
 
 
-def unpack(tree: Any) -> Any:
+def arrays(tree: PyTree) -> list[Any]:
+    """List the leaves that are JAX arrays, or stand for them."""
+    return jax.tree.leaves(hold(tree))
+
+
+def nbytes(tree: PyTree) -> int:
+    """Return the bytes of the arrays of a tree, or of what stands for them."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in arrays(tree))
+
+
+def unpack(tree: PyTree) -> PyTree:
     """Undo `pack` and `hold`."""
     return jax.tree.map(
         lambda leaf: leaf.value if isinstance(leaf, StaticLeaf) else leaf,
@@ -117,14 +130,19 @@ def unpack(tree: Any) -> Any:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Keys:
-    """The numbers of PRNG keys, which unlike the keys themselves can be NumPy arrays."""
+    """The data of PRNG keys, which can be NumPy arrays, as the keys themselves cannot.
+
+    Attributes:
+      data: uint32 [keys, …, words].
+      kind: their implementation, as ``jax.random.key_impl`` gives it, or its name.
+    """
 
     data: Any
     kind: Any = dataclasses.field(metadata={"static": True})
 
 
-def without_keys(tree: Any) -> Any:
-    """Put the numbers of PRNG keys in their place."""
+def without_keys(tree: PyTree) -> PyTree:
+    """Replace PRNG keys of the new style by their data."""
     return jax.tree.map(
         lambda leaf: (
             Keys(jax.random.key_data(leaf), jax.random.key_impl(leaf)) if is_key(leaf) else leaf
@@ -133,7 +151,7 @@ def without_keys(tree: Any) -> Any:
     )
 
 
-def with_keys(tree: Any) -> Any:
+def with_keys(tree: PyTree) -> PyTree:
     """Undo `without_keys`."""
     return jax.tree.map(
         lambda leaf: (

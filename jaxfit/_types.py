@@ -12,6 +12,9 @@ from jaxfit.run import Step
 
 PyTree: TypeAlias = Any
 
+PRNGKey: TypeAlias = jax.Array
+"""One PRNG key, of either style: ``key<fry>[]`` or ``uint32[2]``."""
+
 Params: TypeAlias = PyTree
 """What is trained: floating and complex arrays, among leaves that ride along."""
 

@@ -1,6 +1,7 @@
 """Losses: pure functions of (prediction, target) that return one number.
 
-Those to train on take weights per example; with an `objective` they are a third part of the batch.
+Those to train on take weights per example as a third argument; an `objective` passes them on from
+the third part of a batch.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxfit import _tree
+from jaxfit._types import Batch, Params
 
 __all__ = [
     "accuracy",
@@ -26,14 +28,14 @@ __all__ = [
 
 
 def mse(prediction: jax.Array, target: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    r"""Mean squared error, :math:`\frac{1}{n}\sum_i (p_i - t_i)^2`.
+    r"""Return the mean squared error, :math:`\frac{1}{n}\sum_i (p_i - t_i)^2`.
 
     Args:
-      prediction: an array of any shape.
-      target: an array of the same shape: nothing is broadcast, for [n, 1] against [n] would give
-        n² differences and a wrong answer without a word.
+      prediction: p, an array of any shape.
+      target: t, an array of the same shape. Nothing is broadcast: [n, 1] against [n] would silently
+        give n² differences and a wrong mean.
       weights: [examples], not negative and not all zero, for a weighted mean,
-        :math:`\sum_i w_i e_i / \sum_i w_i`; None for equal ones.
+        :math:`\sum_i w_i e_i / \sum_i w_i`; None for equal weights.
 
     Returns:
       A scalar.
@@ -42,6 +44,7 @@ def mse(prediction: jax.Array, target: jax.Array, weights: jax.Array | None = No
       ValueError: if the shapes do not fit.
 
     >>> import jax.numpy as jnp
+    >>> from jaxfit.losses import mse
     >>> mse(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0]))
     Array(2., dtype=float32)
     """
@@ -56,7 +59,7 @@ def huber(
     *,
     delta: float | jax.Array = 1.0,
 ) -> jax.Array:
-    r"""Huber's loss: the mean of half the squared errors, linear beyond an error of δ.
+    r"""Return Huber's loss: the mean of half the squared errors, linear beyond an error of δ.
 
     .. math::
       h(e) = \begin{cases} e^2 / 2 & |e| \le \delta \\
@@ -66,7 +69,7 @@ def huber(
       prediction: an array of any shape.
       target: an array of the same shape.
       weights: [examples], for a weighted mean, as in `mse`.
-      delta: δ > 0, from where errors count linearly, in the units of the target.
+      delta: δ > 0, the error beyond which the loss is linear, in the units of the target.
 
     Returns:
       A scalar.
@@ -78,6 +81,7 @@ def huber(
     <https://doi.org/10.1214/aoms/1177703732>`_.
 
     >>> import jax.numpy as jnp
+    >>> from jaxfit.losses import huber
     >>> huber(jnp.array([0.0, 5.0]), jnp.array([1.0, 0.0]))
     Array(2.5, dtype=float32)
     """
@@ -88,15 +92,15 @@ def huber(
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None
 ) -> jax.Array:
-    r"""Mean negative log likelihood of the labels under softmax probabilities.
+    r"""Return the mean negative log-likelihood of the labels under softmax probabilities.
 
     .. math:: -\frac{1}{n} \sum_i \log \frac{e^{z_{i y_i}}}{\sum_k e^{z_{ik}}}
 
     Args:
       logits: z, [..., classes], any real numbers.
       labels: y, integers from 0 to classes - 1, [...]; or a probability for each class, one-hot in
-        the simplest case, [..., classes]. An integer out of that range gives NaN or, if negative,
-        counts from the last class, as indices do.
+        the simplest case, [..., classes]. Integers are indices: negative ones count from the last
+        class, and those out of range give NaN.
       weights: [examples], for a weighted mean, as in `mse`.
 
     Returns:
@@ -106,6 +110,7 @@ def cross_entropy(
       ValueError, TypeError: if the shapes do not fit, or labels [...] are not integers.
 
     >>> import jax.numpy as jnp
+    >>> from jaxfit.losses import cross_entropy
     >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]]))
     >>> print(f"{cross_entropy(logits, jnp.array([0, 2])):.3f}")  # (log 2 - log 0.6) / 2
     0.602
@@ -121,7 +126,7 @@ def cross_entropy(
 def binary_cross_entropy(
     logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None
 ) -> jax.Array:
-    r"""Mean negative log likelihood of two classes: the loss of logistic regression.
+    r"""Return the mean negative log-likelihood of two classes, the loss of logistic regression.
 
     .. math:: -\frac{1}{n} \sum_i y_i \log \sigma(z_i) + (1 - y_i) \log (1 - \sigma(z_i)), \qquad
       \sigma(z) = \frac{1}{1 + e^{-z}}
@@ -138,6 +143,7 @@ def binary_cross_entropy(
       ValueError: if the shapes do not fit.
 
     >>> import jax.numpy as jnp
+    >>> from jaxfit.losses import binary_cross_entropy
     >>> print(f"{binary_cross_entropy(jnp.array([0.0, 1e4]), jnp.array([1, 1])):.4f}")
     0.3466
     """
@@ -148,19 +154,20 @@ def binary_cross_entropy(
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The part of the examples whose largest logit is that of their label.
+    """Return the fraction of examples whose largest logit is that of their label.
 
     Args:
       logits: [..., classes].
       labels: integers [...], or one-hot [..., classes].
 
     Returns:
-      A scalar from 0 to 1. It has no useful gradient: report it, train on `cross_entropy`.
+      A scalar from 0 to 1. Its gradient is zero: report it, and train on `cross_entropy`.
 
     Raises:
       ValueError, TypeError: as in `cross_entropy`.
 
     >>> import jax.numpy as jnp
+    >>> from jaxfit.losses import accuracy
     >>> accuracy(jnp.array([[1.0, 3.0], [2.0, 0.0]]), jnp.array([1, 1]))
     Array(0.5, dtype=float32)
     """
@@ -169,35 +176,38 @@ def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
 
 
-def l2(params: Any) -> jax.Array:
-    r"""Half the squared Euclidean norm of all trained leaves, :math:`\frac{1}{2}\sum_i |p_i|^2`.
+def l2(params: Params) -> jax.Array:
+    r"""Return half the squared norm of the trained leaves, :math:`\frac{1}{2}\sum_i |p_i|^2`.
 
-    To be added to a loss; its gradient is the parameters themselves. Ridge regression,
-    :math:`\min \frac{1}{n}\|xa - y\|^2 + \frac{\lambda}{2}\|a\|^2`, is a line::
+    This is a penalty to add to a loss; its gradient is the parameters themselves. Ridge regression,
+    :math:`\min \frac{1}{n}\|xa - y\|^2 + \frac{\lambda}{2}\|a\|^2`, takes one line::
 
-      ridge = lambda a, batch: objective(linear, mse)(a, batch) + 0.1 * l2(a)
+      ridge = lambda a, batch: objective(linear, mse)(a, batch) + λ * l2(a)
 
-    scikit-learn's ``Ridge(alpha)`` is λ = 2 alpha / n of that, and its ``LogisticRegression(C)`` is
-    `cross_entropy` with λ = 1 / (C n), or for two classes `binary_cross_entropy`. To leave a part
-    alone, an intercept say, give the rest.
+    scikit-learn's ``Ridge(alpha)`` is this with λ = 2 alpha / n. Its ``LogisticRegression(C)`` is
+    `cross_entropy`, or `binary_cross_entropy` for two classes, with λ = 1 / (C n). To leave out a
+    part such as an intercept, pass the rest: ``l2(params["w"])``.
 
     Args:
-      params: a pytree; its floating and complex leaves count.
+      params: a pytree, whose floating and complex leaves count.
 
     Returns:
       A scalar.
 
     >>> import jax.numpy as jnp
+    >>> from jaxfit.losses import l2
     >>> l2({"w": jnp.array([3.0, 4.0]), "degree": 2})
     Array(12.5, dtype=float32)
     """
-    return optax.tree.norm(_tree.partition(params)[0], squared=True) / 2
+    trained, _ = _tree.partition(params)
+    half: jax.Array = optax.tree.norm(trained, squared=True) / 2
+    return half
 
 
 def objective(
-    model: Callable[[Any, Any], jax.Array], loss: Callable[..., jax.Array]
-) -> Callable[[Any, tuple[Any, ...]], jax.Array]:
-    """Compose a model and a loss into what ``train`` takes.
+    model: Callable[[Params, Any], jax.Array], loss: Callable[..., jax.Array]
+) -> Callable[[Params, Batch], jax.Array]:
+    """Compose a model and a loss into a loss of (params, batch), as ``train`` takes it.
 
     Args:
       model: ``model(params, x) -> prediction``.
@@ -207,12 +217,13 @@ def objective(
       ``objective(params, (x, y)) -> scalar``, or ``objective(params, (x, y, weights))``.
 
     >>> import jax.numpy as jnp
+    >>> from jaxfit.losses import mse, objective
     >>> from jaxfit.models import linear
     >>> objective(linear, mse)(jnp.array([2.0]), (jnp.array([[1.0], [2.0]]), jnp.array([2.0, 6.0])))
     Array(2., dtype=float32)
     """
 
-    def objective(params: Any, batch: tuple[Any, ...]) -> jax.Array:
+    def objective(params: Params, batch: Batch) -> jax.Array:
         x, *targets = batch
         return loss(model(params, x), *targets)
 
@@ -220,7 +231,10 @@ def objective(
 
 
 def _mean(losses: jax.Array, weights: jax.Array | None) -> jax.Array:
-    """The mean over examples, which are the axes that the weights have, of the mean over others."""
+    """Return the mean over examples of the mean over their other axes.
+
+    The axes of the weights are those of the examples: the first, or the first few.
+    """
     if weights is None:
         return jnp.mean(losses)
     axes = jnp.ndim(weights)
@@ -234,6 +248,7 @@ def _mean(losses: jax.Array, weights: jax.Array | None) -> jax.Array:
 
 
 def _same_shape(name: str, prediction: jax.Array, target: jax.Array) -> None:
+    """Raise unless a prediction and a target have one shape."""
     if jnp.shape(prediction) != jnp.shape(target):
         raise ValueError(
             f"{name} was given predictions of shape {jnp.shape(prediction)} and targets of shape "
@@ -242,7 +257,7 @@ def _same_shape(name: str, prediction: jax.Array, target: jax.Array) -> None:
 
 
 def _integer_labels(name: str, logits: jax.Array, labels: jax.Array) -> bool:
-    """Whether labels are integers [...] rather than numbers for each class [..., classes]."""
+    """Return whether labels are integers [...], not a number for each class [..., classes]."""
     if jnp.ndim(logits) and jnp.shape(labels) == jnp.shape(logits)[:-1]:
         if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
             raise TypeError(

@@ -1,25 +1,24 @@
-"""Ready-made recorders: what a run keeps of every step.
+"""Ready-made recorders: the functions that decide what a run keeps of every step.
 
-A recorder is any function of a `Step` that returns a pytree of arrays; ``train`` stacks what it
-returns along a leading axis [rows]. A lambda is enough; these are the common ones.
+A recorder is any function of a `Step` that returns a pytree of arrays; ``train`` stacks these rows
+along a leading axis [rows]. A lambda is enough; these are the common ones.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
 import optax
 
 from jaxfit import _tree
-
-if TYPE_CHECKING:  # train.py takes its default recorder from this file
-    from jaxfit.run import State, Step
+from jaxfit.run import State, Step
 
 __all__ = ["metrics", "state", "whole"]
 
 
 def whole(step: Step) -> dict[str, Any]:
-    """Keep the step's number, its parameters and its loss (and aux, where the loss returns one).
+    """Keep the step's number, parameters and loss, and aux if the loss returns one.
 
     Args:
       step: one step of a run.
@@ -36,11 +35,10 @@ def whole(step: Step) -> dict[str, Any]:
     return kept if step.aux is None else kept | {"aux": step.aux}
 
 
-def metrics(step: Step) -> dict[str, Any]:
+def metrics(step: Step) -> dict[str, jax.Array]:
     r"""Keep five numbers: step, loss, and the norms of gradient, update and parameters.
 
-    Each norm is the Euclidean one over all trained leaves together,
-    :math:`\sqrt{\sum_i |v_i|^2}`.
+    Each norm is Euclidean, over all trained leaves together: :math:`\sqrt{\sum_i |v_i|^2}`.
 
     Args:
       step: one step of a run.
@@ -64,13 +62,13 @@ def metrics(step: Step) -> dict[str, Any]:
 
 
 def state(step: Step) -> State:
-    """Keep all that is needed to go on from any row: the `State` before the step's update.
+    """Keep the `State` before the step's update, from which a run can go on.
 
     Args:
       step: one step of a run.
 
     Returns:
-      A `State`; row t of the stacked result goes back into ``train`` as its ``params``.
+      A `State`. Row t of the trajectory can be given to ``train`` as its ``params``.
 
     >>> import jax, optax, jaxfit
     >>> loss = lambda a: (a - 1.0) ** 2

@@ -1,9 +1,8 @@
-"""Ask a run again: replay any stretch of it, look at any step, fork it."""
+"""Look at a run again: replay any part of it, look at any step, fork it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfit import _check, _loops, _tree
-from jaxfit._rows import Rows
-from jaxfit._step import Problem, Stepper, stepper
+from jaxfit._problem import Problem
+from jaxfit._step import Stepper, stepper
+from jaxfit._types import Data, Loss, Optimizer, OptState, PyTree, Recorder
 from jaxfit.record import whole
 from jaxfit.run import Run, State, Step
 from jaxfit.train import init, train
@@ -21,49 +21,50 @@ __all__ = ["at", "fork", "replay"]
 
 
 def replay(
-    loss: Callable[..., Any],
+    loss: Loss,
     run: Run,
-    optimizer: Any,
+    optimizer: Optimizer,
     start: int,
     stop: int,
     *,
-    data: Any = None,
+    data: Data | None = None,
     has_aux: bool = False,
-    record: Callable[[Step], Any] = whole,
+    record: Recorder = whole,
     record_every: int = 1,
 ) -> Run:
-    """Take the steps ``start`` to ``stop - 1`` of a run again, and record what you like of them.
+    """Take the steps ``start`` to ``stop - 1`` of a run again, and record anything about them.
 
-    From the last keyframe at or before ``start`` the run is made again without recording, and from
-    there on with it. The rows are those of the original to the last bit, if loss, optimizer and
-    data are. A pure function, like `train`; under ``jax.vmap`` it replays many runs at once. Under
-    ``jax.jit``, every stretch is a program of its own; `at` has one for all steps.
+    The run is made again from the last keyframe at or before ``start``: without recording up to
+    ``start``, and with it from there on. If loss, optimizer and data are those of the run, the rows
+    have the same bits as in the original. A pure function, like `train`; under ``jax.vmap`` it
+    replays many runs at once. Under ``jax.jit``, each stretch is a program of its own, whereas `at`
+    has one for all steps.
 
     Args:
       loss: the loss of the run.
       run: a run with keyframes (``train(…, keyframe_every=k)``), or one recorded with
-        ``jaxfit.record.state``, whose every row is a keyframe.
+        ``jaxfit.record.state``, whose rows are all keyframes.
       optimizer: the optimizer of the run.
       start: the first step to replay, counted as in ``run.steps``.
-      stop: the step after the last; if it is ``start``, no step is replayed, and the result holds
-        the state there alone.
+      stop: the step after the last one. If it is ``start``, nothing is replayed, and the result
+        holds only the state there.
       data: the data of the run.
       has_aux: as in `train`.
-      record: what to keep of every step, as in `train`. It need not be what the run recorded.
-      record_every: keep a row at ``start`` and every so many steps after it.
+      record: what to keep of each step, as in `train`; not necessarily what the run recorded.
+      record_every: the number of steps from one row to the next; the first row is at ``start``.
 
     Returns:
       A `Run` of these steps, without keyframes; its ``state`` is the one at ``stop``.
 
     Raises:
-      TypeError, ValueError: if the run has no keyframes or not these steps, or if the loss,
+      TypeError, ValueError: if the run has no keyframes, or not these steps, or if the loss,
         the optimizer or the data are not those of the run.
 
-    On the CPU the bits hold for one machine, one JAX version and one set of XLA flags. On a GPU
-    they hold where its kernels are deterministic: for the run and the replay, set
-    ``XLA_FLAGS=--xla_gpu_deterministic_ops=true``. Reverse-mode differentiation does not go through
-    a replay, whose way from the keyframe is a loop of unknown length; train from a replayed state
-    instead.
+    On the CPU, bits are reproduced on one machine, with one JAX version and one set of XLA flags.
+    On a GPU, they are where its kernels are deterministic: set
+    ``XLA_FLAGS=--xla_gpu_deterministic_ops=true`` for the run and the replay. Reverse-mode
+    differentiation does not go through a replay, because it reaches ``start`` by a loop of unknown
+    length; train from a replayed state instead.
 
     >>> import jax.numpy as jnp, optax, jaxfit
     >>> loss, adam = lambda a: jnp.sum((a - 1.0) ** 4), optax.adam(0.1)
@@ -75,37 +76,33 @@ def replay(
     >>> (part.trajectory[0] == run.trajectory[437:441]).all()
     Array(True, dtype=bool)
     """
-    _check.stretch(start, stop, _frames(run).step, run.state.step)
+    _check_stretch(start, stop, _keyframes(run).step, run.state.step)
     record_every = _check.count("record_every", record_every)
-    there = _at(Problem(loss, optimizer, data, has_aux), run, start)
-    state = there.restore(there.state)
-    more = lambda state: train(
-        loss,
-        state,
-        optimizer,
-        max(stop - start, 1),
-        data=data,
-        has_aux=has_aux,
-        record=record,
-        record_every=record_every,
-    )
+    reached = _reach(Problem(loss, optimizer, data, has_aux), run, start)
+    state = reached.restore(reached.state)
+
+    def go_on(state: State) -> Run:
+        options: Any = {"data": data, "has_aux": has_aux, "record": record}
+        number = max(stop - start, 1)
+        return train(loss, state, optimizer, number, record_every=record_every, **options)
+
     if stop > start:
-        return more(state)
-    row = jax.eval_shape(lambda: _tree.pack(more(state).trajectory))
+        return go_on(state)
+    row = jax.eval_shape(lambda: _tree.pack(go_on(state).trajectory))
     none = jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape[1:]), leaf.dtype), row)
     return Run(jnp.zeros(0, np.int32), _tree.unpack(none), None, state)
 
 
 def at(
-    loss: Callable[..., Any],
+    loss: Loss,
     run: Run,
-    optimizer: Any,
+    optimizer: Optimizer,
     step: int | jax.Array,
     *,
-    data: Any = None,
+    data: Data | None = None,
     has_aux: bool = False,
 ) -> Step:
-    """Everything there is to know of one step of a run.
+    """Return everything that there is to know about one step of a run.
 
     Args:
       loss: the loss of the run.
@@ -116,12 +113,12 @@ def at(
       has_aux: as in `train`.
 
     Returns:
-      The `Step`: parameters, optimizer's state, batch, loss, aux, gradient and update, as a
-      recorder of the run would have seen them.
+      The `Step`: parameters, optimizer state, batch, loss, aux, gradient and update, as a recorder
+      of the run would have seen them.
 
     Raises:
-      TypeError, ValueError: as in `replay`. A traced step cannot be checked: one before the run
-        or after it gives the nearest keyframe's, or goes on beyond the end.
+      TypeError, ValueError: as in `replay`. A traced step cannot be checked: one before the run is
+        taken for its first, and one after its end goes on beyond it.
 
     >>> import jax, jax.numpy as jnp, optax, jaxfit
     >>> loss = lambda a: jnp.sum((a - 1.0) ** 4)
@@ -132,20 +129,20 @@ def at(
     """
     if not isinstance(step, jax.core.Tracer):
         step = int(step)
-        _check.stretch(step, step + 1, _frames(run).step, run.state.step)
-    there = _at(Problem(loss, optimizer, data, has_aux), run, step)
-    _, info = there.take(there.state)
-    return there.step_of(there.state, info)
+        _check_stretch(step, step + 1, _keyframes(run).step, run.state.step)
+    reached = _reach(Problem(loss, optimizer, data, has_aux), run, step)
+    _, info = reached.take(reached.state)
+    return reached.step_of(reached.state, info)
 
 
-def fork(state: State, optimizer: Any, *, carry_over: bool = False) -> State:
-    """Go on with another optimizer: the same step and parameters, with its state.
+def fork(state: State, optimizer: Optimizer, *, carry_over: bool = False) -> State:
+    """Return a state with the same step and parameters, for another optimizer.
 
     Args:
-      state: where to go on from, ``run.state`` or ``replay(…, t, t).state``.
+      state: where to go on from: ``run.state``, or ``replay(…, t, t).state``.
       optimizer: the optimizer to go on with.
-      carry_over: whether to take over what the state's optimizer has gathered wherever the new one
-        has a part of the same type and shapes, moments and counts of steps, say; otherwise the
+      carry_over: whether to take over what the old optimizer has gathered, such as moments and
+        counts of steps, wherever the new one has a part of the same type and shapes. If not, the
         new optimizer starts afresh.
 
     Returns:
@@ -164,63 +161,70 @@ def fork(state: State, optimizer: Any, *, carry_over: bool = False) -> State:
     """
     _check.kind("state", state, State, "run.state, or replay(…, step, step).state")
     fresh = init(state.params, optimizer)
-    opt_state = _carried(state, fresh) if carry_over else fresh.opt_state
+    opt_state = _with_counterparts(state, fresh) if carry_over else fresh.opt_state
     return State(state.step, fresh.params, opt_state)
 
 
-def _carried(state: State, fresh: State) -> Any:
-    """The fresh optimizer's state, with every part that the other has too taken from there."""
+def _with_counterparts(state: State, fresh: State) -> OptState:
+    """Return the fresh optimizer state, with the parts it shares with the old one taken from it."""
     like_params = jax.tree.structure(_tree.partition(state.params)[0])
 
-    def is_part(node):
-        """Whether this is a state of optax's, and not a tree that looks like the parameters."""
+    def is_part(node: Any) -> bool:
+        """Return whether a node is a state of optax's, and not a tree like the parameters."""
+        fields = getattr(node, "_fields", None)
         # The rates in a state of inject_hyperparams belong to the optimizer: they are not gathered.
-        named = isinstance(node, tuple) and "hyperparams" not in getattr(
-            node, "_fields", ["hyperparams"]
-        )
-        return named and jax.tree.structure(node) != like_params
+        if not isinstance(node, tuple) or fields is None or "hyperparams" in fields:
+            return False
+        structure: Any = jax.tree.structure(node)
+        return bool(structure != like_params)
 
-    def parts(tree):
-        for node in jax.tree.leaves(list(tree), is_leaf=is_part):
-            if is_part(node):
-                yield node
-                yield from parts(node)
+    def parts(node: Any) -> list[Any]:
+        """List the parts in a node, outer ones first."""
+        found = []
+        for inner in jax.tree.leaves(list(node), is_leaf=is_part):
+            if is_part(inner):
+                found += [inner, *parts(inner)]
+        return found
 
-    old = list(parts([state.opt_state]))
+    unused: list[Any] = parts([state.opt_state])
+    taken: dict[int, Any] = {}
 
-    def place(node):
-        """Where the first old part of the same type and shapes is; None if there is none."""
-        for index, other in enumerate(old):
-            if is_part(node) and type(other) is type(node) and not _check.difference(node, other):
-                return index
-        return None
+    def pair(node: Any) -> None:
+        """Find a counterpart for each part in a node, or for the parts in that part."""
+        for inner in filter(is_part, jax.tree.leaves(list(node), is_leaf=is_part)):
+            for index, other in enumerate(unused):
+                if type(other) is type(inner) and not _check.difference(inner, other):
+                    taken[id(inner)] = unused.pop(index)
+                    break
+            else:
+                pair(inner)
 
-    def carry(node):
-        index = place(node)
-        return node if index is None else old.pop(index)
+    pair([fresh.opt_state])
+    return jax.tree.map(
+        lambda node: taken.get(id(node), node),
+        fresh.opt_state,
+        is_leaf=lambda node: id(node) in taken,
+    )
 
-    return jax.tree.map(carry, fresh.opt_state, is_leaf=lambda node: place(node) is not None)
 
-
-def _frames(run: Run) -> State:
-    """The states of a run that a replay can start from, stacked."""
+def _keyframes(run: Run) -> State:
+    """Return the states that a replay can start from, stacked."""
     _check.kind("run", run, Run, "what train returned")
-    frames = run.keyframes
-    if frames is None and isinstance(run.trajectory, State):
-        frames = run.trajectory
-    if frames is None:
-        raise ValueError(
-            "the run has no keyframes to replay it from: make it with "
-            "train(…, keyframe_every=100), or record=jaxfit.record.state."
-        )
-    return frames
+    if run.keyframes is not None:
+        return run.keyframes
+    if isinstance(run.trajectory, State):
+        return run.trajectory
+    raise ValueError(
+        "the run has no keyframes to replay it from: make it with "
+        "train(…, keyframe_every=100), or record=jaxfit.record.state."
+    )
 
 
-def _at(problem: Problem, run: Run, step: Any) -> Stepper:
-    """Return the problem at a step, whose state is made again from the last keyframe before it."""
-    frames, known = _frames(run), run._known_steps
+def _reach(problem: Problem, run: Run, step: Any) -> Stepper:
+    """Return a stepper at a step, reached from the last keyframe before it."""
+    frames, known = _keyframes(run), run._known_steps
     if isinstance(frames.step, np.ndarray):
-        # On the host or on disk: which one is read must be known, under jax.jit, too.
+        # On the host or on disk: which one to read must be known, even under jax.jit.
         if isinstance(step, jax.core.Tracer):
             raise TypeError(
                 "step is traced, but the keyframes are on the host or on disk: pass the run "
@@ -232,21 +236,62 @@ def _at(problem: Problem, run: Run, step: Any) -> Stepper:
         index = jnp.maximum(jnp.searchsorted(frames.step, step, side="right") - 1, 0)
         state = _row(frames, index)
     else:
-        # Under vmap, a step that is known is that of all the runs, as it was when they were made.
+        # Under vmap, a step that is known is that of all runs, as it was when they were made.
         index = min(step // known.step, len(known) - 1)
         state = dataclasses.replace(_row(frames, index), step=jnp.int32(known[index]))
-    _check.replayable(problem.loss, state.params, problem.data, state.step)
-    there = stepper(problem, state)
-    return there._replace(state=_loops.until(there, step))
+    _check_replayable(problem, state)
+    start = stepper(problem, state)
+    return start._replace(state=_loops.until(start, step))
 
 
-def _row(tree: Any, index: Any) -> Any:
-    """Pick one of stacked trees; what is no array, or has no axis, is the same in all."""
+def _row(tree: PyTree, index: Any) -> Any:
+    """Pick one of stacked trees; a leaf that is no array, or has no axis, is the same in all."""
 
-    def pick(leaf):
-        if not isinstance(leaf, Rows | np.ndarray | jax.Array) or not leaf.ndim:
+    def pick(leaf: Any) -> Any:
+        if not getattr(leaf, "ndim", 0):
             return leaf
-        # A traced number can pick nothing of what is not JAX's.
+        # A traced number cannot index arrays that are not JAX's.
         return leaf[index] if isinstance(leaf, jax.Array) else jnp.asarray(leaf[index])
 
     return jax.tree.map(pick, tree)
+
+
+def _check_stretch(start: Any, stop: Any, frames: Any, end: Any) -> None:
+    """Check two steps of a run and their order, as far as its keyframes and end are known."""
+    for name, step in (("start", start), ("stop", stop)):
+        if isinstance(step, bool) or not hasattr(step, "__index__"):
+            raise TypeError(
+                f"{name} is {_check.show(step)}, but must be the number of a step: give a Python "
+                f"int."
+            )
+    if jnp.ndim(end):
+        raise ValueError(
+            f"run holds runs of shape {jnp.shape(end)}, but one is replayed at a time: "
+            f"map over them with jax.vmap."
+        )
+    if start > stop:
+        raise ValueError(f"start is {start} and stop {stop}, but start comes first: swap them.")
+    if any(isinstance(known, jax.core.Tracer) for known in (frames, end)):
+        return
+    first = np.asarray(frames)[0]  # not as JAX's: under jit, that would be traced
+    if not first <= start <= stop <= int(end):
+        raise ValueError(
+            f"start is {start} and stop {stop}, but the run goes from step {first} to {end}: "
+            f"stay within, and use train to go on."
+        )
+
+
+def _check_replayable(problem: Problem, state: State) -> None:
+    """Check that the loss takes the parameters of a run on this data."""
+    loss, _, data, _ = problem
+    params, step = state.params, state.step
+    try:
+        if data is None:
+            jax.eval_shape(lambda: loss(params))
+        else:
+            jax.eval_shape(lambda: loss(params, data(step) if callable(data) else data))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the loss cannot be computed from the parameters of the run and this data "
+            f"({_check.reason(error)}): replay with the loss and the data of the run."
+        ) from error

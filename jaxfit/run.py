@@ -1,4 +1,4 @@
-"""The values a run is made of: `State`, `Step` and `Run`."""
+"""The values a run consists of: `State`, `Step` and `Run`."""
 
 from __future__ import annotations
 
@@ -7,44 +7,52 @@ from typing import Any
 
 import jax
 
+from jaxfit import _summary
+
 __all__ = ["Run", "State", "Step"]
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class State:
     """Where a run stands between two updates: all that is needed to go on exactly.
 
     Attributes:
-      step: int32 [], the number of updates made so far.
+      step: int32 [], the number of updates so far.
       params: the parameters, a pytree.
-      opt_state: the optimizer's state.
+      opt_state: the optimizer's state, a pytree.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
 
+    def __repr__(self) -> str:
+        return f"State({_at(self.step)}{_summary.line(self.params)}; {_summary.size(self)})"
+
+    def _repr_html_(self) -> str:
+        return _summary.table(repr(self), {"params": self.params, "opt_state": self.opt_state})
+
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Step:
-    """Everything one step saw and did; what a recorder is given.
+    """What one step saw and did; recorders are given it.
 
-    All of it belongs to the parameters *before* the update; the parameters after it are
+    All of it belongs to the parameters *before* the update. The parameters after it are
     ``optax.apply_updates(params, updates)``.
 
     Attributes:
       step: int32 [], counted from 0.
       params: the parameters, a pytree.
-      opt_state: the optimizer's state that the update started from; what the optimizer says of
-        this very step, a line search of its evaluations, say, is in the state of the next.
-      batch: the data the loss was given; None if the loss takes none.
+      opt_state: the optimizer's state before the update. What the optimizer reports about this
+        step, such as the evaluations of a line search, is in the state of the next step.
+      batch: the data the loss was given; None if it takes none.
       loss: floating [], the loss at ``params`` on ``batch``.
-      aux: what the loss returned beside it with ``has_aux``, else None.
-      grads: the gradient of the loss as ``jax.grad`` gives it (its conjugate is the direction of
-        ascent in complex leaves), None in place of leaves that are not trained.
-      updates: what the optimizer adds to ``params``, None likewise.
+      aux: what the loss returned beside it with ``has_aux``; None without.
+      grads: the gradient of the loss as ``jax.grad`` returns it (in complex leaves, its conjugate
+        is the direction of ascent); None in place of leaves that are not trained.
+      updates: what the optimizer adds to ``params``; None in place of leaves that are not trained.
     """
 
     step: jax.Array
@@ -61,9 +69,17 @@ class Step:
         """The `State` before this step's update."""
         return State(self.step, self.params, self.opt_state)
 
+    def __repr__(self) -> str:
+        shown = {"params": self.params, "batch": self.batch, "loss": self.loss}
+        return f"Step({_at(self.step)}{_summary.line(shown)}; {_summary.size(self)})"
+
+    def _repr_html_(self) -> str:
+        names = [field.name for field in dataclasses.fields(self) if field.name != "step"]
+        return _summary.table(repr(self), {name: getattr(self, name) for name in names})
+
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Run:
     """A finished run, as a value.
 
@@ -71,18 +87,46 @@ class Run:
       steps: int32 [rows], the step of every row.
       trajectory: what ``record`` returned, stacked: every array has a leading axis [rows].
       keyframes: the `State` at every ``keyframe_every``-th step, stacked [keyframes, …]; None
-        unless ``keyframe_every`` was given.
-      state: the `State` after the last step, from which a run goes on.
-      _known_steps: the steps of the keyframes, or of the rows if there are none, where they are
-        known when the run is compiled, for it began at step 0; None otherwise. Part of the
-        structure, so that it stays what it is under ``jax.vmap``.
-      stop_reason: why the run ended before its last step; None if it did not. Part of the structure
-        as well.
+        without ``keyframe_every``.
+      state: the `State` after the last step, from which a run can go on.
+      stop_reason: why the run ended before its last step; None if it did not. Part of the
+        structure of the tree.
+
+    >>> import optax, jaxfit
+    >>> jaxfit.train(lambda a: (a - 1.0) ** 2, 0.0, optax.sgd(0.25), 1000)
+    Run(1000 steps, 1000 rows: loss float32[1000], params float32[1000], step int32[1000]; 16 kB)
     """
 
     steps: jax.Array
     trajectory: Any
     keyframes: State | None
     state: State
+    # The steps of the keyframes, or of the rows if there are none, where they are known when the
+    # run is compiled, because it began at step 0. Static, so that it stays as it is under vmap.
     _known_steps: range | None = dataclasses.field(default=None, metadata={"static": True})
     stop_reason: str | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def __repr__(self) -> str:
+        shape = getattr(self.steps, "shape", ())
+        first = _summary.known(self.steps, 0)
+        end = _summary.known(self.state.step) if isinstance(self.state, State) else None
+        taken = f"{end - first} steps, " if first is not None and end is not None else ""
+        parts = [f"{taken}{'×'.join(map(str, shape))} rows: {_summary.line(self.trajectory)}"]
+        if isinstance(self.keyframes, State):
+            number = getattr(self.keyframes.step, "shape", ())
+            parts.append(f"{'×'.join(map(str, number))} keyframes")
+        parts.append(_summary.size(self))
+        if self.stop_reason is not None:
+            parts.append(f"stopped: {self.stop_reason}")
+        return f"Run({'; '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        names = "trajectory", "keyframes", "state"
+        return _summary.table(repr(self), {name: getattr(self, name) for name in names})
+
+
+def _at(step: Any) -> str:
+    number = _summary.known(step)
+    if number is not None:
+        return f"step {number}: "
+    return f"{'×'.join(map(str, step.shape))} steps: " if getattr(step, "shape", ()) else ""

@@ -1,12 +1,11 @@
 """The training loop: a pure function from a loss to the whole trajectory.
 
-Read this file first. `State` is where a run stands, `Step` is everything one step saw and did,
-`Run` is a finished run. `train` is a ``lax.scan`` over steps; there is nothing else behind it.
+Read this file first. A `State` is where a run stands, a `Step` is what one step saw and did, and a
+`Run` is a finished run. `train` is a ``lax.scan`` over steps, and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,15 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfit import _check, _loops, _tree
-from jaxfit._step import Problem, stepper
+from jaxfit._problem import Problem, as_optimizer, check_start
+from jaxfit._step import stepper
+from jaxfit._types import Data, Loss, Optimizer, Params, Recorder, Row
 from jaxfit.record import whole
 from jaxfit.run import Run, State, Step
 
 __all__ = ["Run", "State", "Step", "init", "train"]
 
 
-def init(params: Any, optimizer: Any) -> State:
-    """The `State` before the first step.
+def init(params: Params, optimizer: Optimizer) -> State:
+    """Return the `State` before the first step.
 
     Args:
       params: a pytree. Its floating and complex leaves are trained, and Python floats among them
@@ -39,24 +40,25 @@ def init(params: Any, optimizer: Any) -> State:
     >>> jaxfit.init({"w": jnp.zeros(2), "b": 0.0}, optax.sgd(0.1)).params
     {'b': Array(0., dtype=float32), 'w': Array([0., 0.], dtype=float32)}
     """
-    optimizer = _check.optimizer(optimizer)
+    optimizer = as_optimizer(optimizer)
     params = _tree.as_arrays(params)
-    return State(jnp.asarray(np.int32(0)), params, optimizer.init(_tree.partition(params)[0]))
+    trained, _ = _tree.partition(params)
+    return State(jnp.asarray(np.int32(0)), params, optimizer.init(trained))
 
 
 def train(
-    loss: Callable[..., Any],
-    params: Any,
-    optimizer: Any,
+    loss: Loss,
+    params: Params | State,
+    optimizer: Optimizer,
     num_steps: int,
     *,
-    data: Any = None,
+    data: Data | None = None,
     has_aux: bool = False,
-    record: Callable[[Step], Any] = whole,
+    record: Recorder = whole,
     record_every: int = 1,
     keyframe_every: int | None = None,
 ) -> Run:
-    r"""Follow a loss downhill, and return the whole trajectory.
+    r"""Minimise a loss by gradient descent, and return the whole trajectory.
 
     One step is
 
@@ -66,37 +68,38 @@ def train(
       p_{t+1} = p_t + u_t ,
 
     with :math:`b_t` the batch, :math:`s_t` the optimizer's state and *update* the optimizer's
-    rule. A pure function, to be used inside ``jax.jit``, ``vmap``, ``grad``, ``jvp`` and
-    ``shard_map``. It does not jit itself: wrap it, and only what you use of the result is
-    computed.
+    rule. A pure function, for use inside ``jax.jit``, ``vmap``, ``grad``, ``jvp`` and
+    ``shard_map``. It is not compiled on its own: wrap it in ``jax.jit``, which computes only those
+    parts of the result that are used.
 
     Args:
-      loss: ``loss(params, batch) -> scalar``, or ``loss(params)`` when ``data`` is None; with
+      loss: ``loss(params, batch) -> scalar``, or ``loss(params)`` if ``data`` is None; with
         ``has_aux`` it returns ``(scalar, aux)``.
-      params: where to start: a pytree, of which floating and complex leaves are trained and all
-        others ride along untouched; or a `State`, to go on exactly from there. With
+      params: where to start: a pytree, whose floating and complex leaves are trained while all
+        others ride along untouched; or a `State`, to go on from exactly there. With
         ``optax.lookahead`` it is ``optax.LookaheadParams``, and the loss sees its ``fast`` half.
       optimizer: an optax optimizer; or, for a rule without state, a function of
-        ``(gradients, params)`` that returns what is to be added to the parameters
-        (``optax.stateless``). Optimizers that need the value, the gradient or the loss itself
-        (line searches, ``sam``, ``sophia``, …) are given them, on the step's own batch. L-BFGS
-        that has converged can leave the optimum again, by the last bit of its line search, and end
-        in NaN. `fit` ends such a run before, by a rule in ``fit(…, stop=…)``: where the norm of the
-        gradient is small, or by ``jaxfit.stop.no_improvement``.
+        ``(gradients, params)`` that returns what to add to the parameters (``optax.stateless``).
+        Optimizers that need the value, the gradient or the loss itself (line searches, ``sam``,
+        ``sophia``, …) are given them, on the step's own batch. A converged L-BFGS run can leave the
+        optimum again, by the last bit of its line search, and end in NaN; use `fit` to end it
+        early, by a rule in ``fit(…, stop=…)`` that looks at the norm of the gradient, or by
+        ``jaxfit.stop.no_improvement``.
       num_steps: how many updates to make.
       data: what a step sees. A pytree of arrays ``[examples, …]``, all of which every step sees;
         or a function ``step -> batch`` of the step (int32 []), pure and traceable, such as
-        ``jaxfit.minibatches`` makes. Anything a step needs, a dropout key too, comes in through
+        ``jaxfit.minibatches`` makes. Anything else a step needs, such as a dropout key, is part of
         the batch.
       has_aux: whether the loss returns ``(scalar, aux)``.
       record: a function of a `Step` that returns what to keep, a pytree of arrays and numbers; see
         ``jaxfit.record``.
-      record_every: keep a row at the first step and every so many steps after it; rows that are
-        not kept cost neither the recorder's time nor memory.
-      keyframe_every: keep the whole `State` at the first step and every so many steps after it,
-        a multiple of ``record_every``. Reverse-mode differentiation then stores these states and
-        recomputes the steps between them: memory for T/k + k steps in the place of T. One that
-        does not divide ``num_steps`` is compiled twice.
+      record_every: the number of steps from one row to the next; the first row is that of the first
+        step. Steps without a row take neither the recorder's time nor memory.
+      keyframe_every: the number of steps from one keyframe to the next, a multiple of
+        ``record_every``. A keyframe is a whole `State`; the first is that of the first step.
+        Reverse-mode differentiation stores only the keyframes and recomputes the steps between
+        them: with one every k steps, memory for T/k + k steps instead of T. If it does not divide
+        ``num_steps``, the loss is compiled twice.
 
     Returns:
       A `Run`. Row t holds what belongs to the parameters before update t, so ``run.state`` is
@@ -104,9 +107,9 @@ def train(
       the last rows are joined to the others in a copy, which for a moment takes the memory of the
       trajectory once more.
 
-      On the CPU, states and rows are the same to the last bit whatever is recorded, and however
-      often, and however the run is cut into pieces, of a single step too: a step, its batch and a
-      recorder are each compiled as a unit.
+      On the CPU, states and rows have the same bits whatever is recorded and however often, and
+      however the run is cut into pieces, down to single steps: a step, its batch and a recorder are
+      each compiled as a unit.
 
     Raises:
       TypeError, ValueError: before the loop is compiled, if the arguments do not fit together.
@@ -126,26 +129,26 @@ def train(
         num_steps, record_every, keyframe_every
     )
     _check.function("record", record, 1)
-    _check.start(params, num_steps)
+    check_start(params, num_steps)
     run = stepper(Problem(loss, optimizer, data, has_aux), params)
     row_of = run.row_of(record)
 
-    def row(state: State, number: int) -> tuple[State, Any]:
-        """Take steps of which the first leaves a row: [1, …]."""
+    def row(state: State, number: int) -> tuple[State, Row]:
+        """Take some steps, the first of which leaves a row: [1, …]."""
         after, info = run.take(state)
         return _loops.repeat(run.take, after, number - 1), _loops.lead(row_of(state, info))
 
-    def rows(state: State, number: int) -> tuple[State, Any]:
-        """Take steps, and stack the rows they leave: [rows, …]."""
+    def rows(state: State, number: int) -> tuple[State, Row]:
+        """Take some steps, and stack the rows they leave: [rows, …]."""
         return _loops.blocks(row, state, number, record_every)
 
     def segment(state: State, number: int) -> tuple[State, Any]:
-        """Take the steps after a keyframe, from which reverse-mode differentiation remakes them."""
+        """Take the steps after a keyframe; reverse-mode differentiation recomputes them."""
         keyframe = _tree.pack(run.restore(state))
-        # The steps are a loop already, so nothing can merge the second making with the first.
-        remade = jax.checkpoint(lambda state: rows(state, number), prevent_cse=False)
-        after, made = remade(state)
-        return after, (_loops.lead(keyframe), made)
+        # The steps are a loop already, so nothing can merge the recomputed ones with the first.
+        recomputed = jax.checkpoint(lambda state: rows(state, number), prevent_cse=False)
+        after, stacked = recomputed(state)
+        return after, (_loops.lead(keyframe), stacked)
 
     if keyframe_every is None:
         state, trajectory = rows(run.state, num_steps)
@@ -155,6 +158,6 @@ def train(
             segment, run.state, num_steps, keyframe_every
         )
     steps = run.state.step + np.arange(0, num_steps, record_every, dtype=np.int32)
-    resumed = isinstance(params, State)
-    known = None if resumed else range(0, num_steps, keyframe_every or record_every)
+    is_resumed = isinstance(params, State)
+    known = None if is_resumed else range(0, num_steps, keyframe_every or record_every)
     return Run(steps, _tree.unpack(trajectory), _tree.unpack(keyframes), run.restore(state), known)

@@ -22,7 +22,7 @@ import optax
 import orbax.checkpoint
 
 import jaxfit
-from jaxfit.checkpoint import Directory
+from jaxfit._disk.directory import Directory
 
 OPTIMIZER = optax.sgd(0.01, momentum=0.9)
 
@@ -44,7 +44,7 @@ def die(*_, **__):
 
 
 def in_the_first_chunk(folder, _):
-    sys.modules["jaxfit.fit"]._host.wait = die
+    sys.modules["jaxfit._drive.chunks"].wait = die
     fit(300, folder)
 
 

@@ -118,6 +118,7 @@ def checksum(tree: Any) -> int:
 
 def text(module: str) -> str:
     """Return a program without what is but a name in it, or the place that it comes from."""
+    module = re.sub(r"^#loc.*\n", "", module, flags=re.MULTILINE)
     module = re.sub(
         r'jax\.(arg_info|result_info) = "[^"]*",? ?|loc\([^)]*\)|0x[0-9a-f]+', "", module
     )

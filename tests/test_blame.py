@@ -1,5 +1,7 @@
 """What first made an infinity or a NaN is named, and nothing that was harmless."""
 
+import runpy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +70,11 @@ overflow = lambda a: jnp.exp(100.0 * a)
 )
 def test_one_operation(loss, primitive, made):
     assert_blames(blame(loss, 1.0), "loss", primitive, line(loss), made)
+
+
+def test_a_product_of_vectors_has_the_name_that_jax_gives_it():
+    loss = lambda a: (1e30 * a) @ (1e30 * a)
+    assert_blames(blame(loss, jnp.ones(3)), "loss", "dot_general", line(loss), "inf")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e5m2", "complex64"])
@@ -158,6 +165,12 @@ def test_while_and_cond():
     assert_blames(blame(forward, 2.0), "loss", "log", branch, "nan")
 
 
+def test_a_loop_that_is_recomputed_for_the_gradient():
+    body = lambda i, a: a - jnp.sqrt(1.0 - i)
+    found = blame(jax.checkpoint(lambda a: jax.lax.fori_loop(0, 4, body, a)), 3.0)
+    assert_blames(found, "loss", "sqrt", line(body), "nan")
+
+
 @jax.jit
 def jitted(a):
     return jnp.log(a)
@@ -230,6 +243,24 @@ def test_what_the_step_was_given():
     assert found == Blame(5, "opt_state[0].mu['w']", "nan")
 
 
+def test_of_several_bad_leaves_the_one_that_matters_is_named():
+    bad = jnp.array([1.0, jnp.nan])
+    start = {"unused": bad, "w": jnp.ones(2)}
+    loss = lambda params, batch: jnp.sum(params["w"] * batch["x"])
+    assert blame(loss, start, data={"a": bad, "x": bad}).leaf == "batch['x']"
+    fine = {"a": bad, "x": jnp.ones(2)}
+    assert blame(loss, start, data=fine).leaf is None
+    assert blame(loss, {"unused": bad, "w": bad[::-1]}, data=fine).leaf == "params['w']"
+
+
+def test_a_state_of_numpy_arrays():
+    factor = jnp.array(jnp.inf)
+    loss = lambda params: params["w"] * factor
+    state = jaxfit.init({"unused": jnp.nan, "w": 1.0}, sgd)
+    found = jaxfit.blame(loss, jax.tree.map(np.asarray, state), sgd)
+    assert (found.leaf, found.primitive) == ("loss", None)
+
+
 def test_an_array_that_the_loss_closes_over():
     x = jnp.array([1.0, jnp.inf])
     found = blame(lambda a: jnp.sum(a * x), 1.0)
@@ -265,6 +296,40 @@ def test_library_code_is_named_by_the_users_line():
     assert found.where.startswith("jaxfit/losses.py:")
     mine = lambda a: optax.losses.squared_error(1e30 * a)
     assert_blames(blame(mine, 1.0), "loss", "integer_pow", line(mine), "inf")
+
+
+SCRIPT = """
+import jax.numpy as jnp
+import jaxfit
+
+def loss(a):
+    return jnp.log(a)
+
+def ask(loss, start, optimizer):
+    return jaxfit.blame(loss, jaxfit.init(start, optimizer), optimizer)
+"""
+
+
+@pytest.mark.parametrize("name", ["_step.py", "_unit.py", "blame.py"])
+def test_a_script_whose_folder_and_file_have_names_of_the_library(name, tmp_path):
+    path = tmp_path / "jaxfit" / name
+    path.parent.mkdir()
+    path.write_text(SCRIPT)
+    script = runpy.run_path(str(path))
+    assert_blames(script["ask"](script["loss"], -1.0, sgd), "loss", "log", f"{name}:6 (loss)")
+    # That the script asks for the blame does not make it a line of the optimizer.
+    optimizer = optax.chain(optax.scale(1e38), optax.scale(9))
+    found = script["ask"](lambda a: (a - 1) ** 2, 0.0, optimizer)
+    assert found.primitive == "mul" and found.where.startswith("optax/_src/transform.py:")
+
+
+def test_no_line_is_named_where_none_is_known():
+    # Batched, a choice is computed both ways, and JAX forgets where.
+    turned = lambda i, a: jax.lax.cond(i > 0, jnp.sqrt, jnp.log, a)
+    loss = lambda a: jnp.sum(jax.vmap(turned)(jnp.arange(2), a))
+    found = blame(loss, jnp.array([1.0, -1.0]))
+    assert_blames(found, "loss", "sqrt", None, "nan")
+    assert "; sqrt was the first to make nan" in str(found)
 
 
 def test_refusals():

@@ -130,7 +130,7 @@ REFUSED = {
     "a state that grows": (
         train(optimizer=growing, **data),
         ValueError,
-        "float32[2] in the place of float32[]",
+        "float32[2] in place of float32[]",
     ),
     "optax.monitor": (
         train(optimizer=optax.chain(sgd, optax.monitor({"norm": optax.tree.norm})), **data),
@@ -166,7 +166,7 @@ REFUSED = {
             **data,
         ),
         ValueError,
-        "float32[3] in the place of float32[2] at leaf '[0].mu'",
+        "float32[3] in place of float32[2] at leaf '[0].mu'",
     ),
     # the recorder
     "a recorder of nothing": (
@@ -281,7 +281,7 @@ REFUSED_BY_TRAIN_AND_FIT = {
     "if": (
         {"loss": lambda a: norm(a) if a[0] > 0 else 0.0},
         TypeError,
-        "with jnp.where in the place",
+        "with jnp.where in place",
     ),
     "NumPy's functions": ({"loss": np.linalg.norm}, TypeError, "compute with jax.numpy alone"),
     "a builtin that compares": (
@@ -331,7 +331,7 @@ REFUSED_BY_TRAIN_AND_FIT = {
             "optimizer": optax.adam(0.1),
         },
         ValueError,
-        "the given State does not belong to this optimizer (None in the place of (ScaleByAdam",
+        "the given State does not belong to this optimizer (None in place of (ScaleByAdam",
     ),
     "a State of text": (
         {
@@ -342,7 +342,7 @@ REFUSED_BY_TRAIN_AND_FIT = {
             "optimizer": optax.sgd(0.1, 0.9),
         },
         ValueError,
-        "<U1[2] in the place of float32[2] at leaf",
+        "<U1[2] in place of float32[2] at leaf",
     ),
     # steps that int32 cannot count
     "a step too far": (

@@ -28,9 +28,11 @@ import orbax.checkpoint
 import pytest
 
 import jaxfit
-from jaxfit import _spec, plot
-from jaxfit._rows import Rows
-from jaxfit.fit import _chunk, fit
+from jaxfit import plot
+from jaxfit._disk import spec
+from jaxfit._disk.rows import DiskRows
+from jaxfit._drive.chunks import _steps
+from jaxfit.fit import fit
 from jaxfit.stop import Rule, loss_below, no_improvement
 from tests.common import assert_same_bits, guess, loss, row, two_processes
 
@@ -87,7 +89,7 @@ def test_a_run_in_pieces_is_the_run_of_train(every, data, trained, tmp_path):
         assert_same_bits(read(found), row(trained.trajectory, slice(None, None, every)))
         assert_same_bits(found.steps, jnp.arange(0, STEPS, every, dtype=np.int32))
         assert_same_bits(found.state, trained.state)
-        assert isinstance(found.trajectory["loss"], Rows)
+        assert isinstance(found.trajectory["loss"], DiskRows)
         assert isinstance(found.state.opt_state[1][0], optax.ScaleByAdamState)
 
 
@@ -121,9 +123,9 @@ def test_a_replay_from_the_host_gives_the_loss_arrays_of_jax(on_disk, tmp_path):
 
 
 def test_a_finished_run_is_returned_without_compiling(kept, data, trained):
-    compiled = _chunk._cache_size()
+    compiled = _steps.cache_size()
     run = fit(loss, guess, ADAM, STEPS, data=data, checkpoint_dir=kept, **OPTIONS)
-    assert _chunk._cache_size() == compiled
+    assert _steps.cache_size() == compiled
     assert_same_bits(read(run), jax.tree.map(np.asarray, trained.trajectory))
     with pytest.raises(ValueError, match=r"holds the steps up to 40 of this run, but .* end at 39"):
         fit(loss, guess, ADAM, 39, data=data, checkpoint_dir=kept, **OPTIONS)
@@ -187,7 +189,9 @@ def test_types_come_back_as_far_as_nothing_is_executed(tmp_path):
     assert isinstance(made["model"], eqx.nn.Linear) and made["act"] is jnp.tanh
     assert made["pair"].key.dtype == params["pair"].key.dtype and made["pair"].key.shape == (15,)
     assert_same_bits(made["pair"].key[3:5], expected.trajectory[0]["pair"].key[3:5])
-    whole = jax.tree.map(lambda leaf: leaf[:] if isinstance(leaf, Rows) else leaf, run.trajectory)
+    whole = jax.tree.map(
+        lambda leaf: leaf[:] if isinstance(leaf, DiskRows) else leaf, run.trajectory
+    )
     assert_same_bits(*(eqx.filter(tree, eqx.is_array) for tree in (whole, expected.trajectory)))
     assert_same_bits(*(eqx.filter(one.state, eqx.is_array) for one in (run, expected)))
 
@@ -238,7 +242,7 @@ def test_the_keys_of_dicts_come_back_as_they_were(names, tmp_path):
 
 def test_the_keys_of_other_types_come_back_as_texts_and_in_their_order():
     array = lambda n: jax.ShapeDtypeStruct((n,), np.float32)
-    back = lambda tree: _spec.decode(json.loads(json.dumps(_spec.encode(tree))))
+    back = lambda tree: spec.decode(json.loads(json.dumps(spec.encode(tree))))
     assert back({np.int32(3): array(3)}) == {3: array(3)}
     assert back({Color.RED: array(1)}) == {"Color.RED": array(1)}
     # Of a class whose order is not that of its texts, and whose texts are the same.
@@ -254,8 +258,8 @@ def test_nothing_is_unpickled_and_no_class_is_called(kept, monkeypatch):
     for name in "load", "loads", "Unpickler":
         monkeypatch.setattr(pickle, name, lambda *_, **__: pytest.fail("unpickled"))
     assert jaxfit.load(kept).state.step == STEPS
-    spec = {"namedtuple": "os:system", "fields": ["echo", "class"], "of": [None, {"value": 1}]}
-    made = _spec.decode(spec)
+    system = {"namedtuple": "os:system", "fields": ["echo", "class"], "of": [None, {"value": 1}]}
+    made = spec.decode(system)
     assert type(made).__name__ == "system" and made == (None, 1) and made.echo is None
 
 
@@ -462,7 +466,7 @@ DAMAGES = {
         *(lambda about, name=name: about.pop(name) and None for name in ("state", "row", "format")),
         *(entry("first", first) for first in (-1, "0", True, None, 2**31, 10**400)),
         *(entry("record_every", every) for every in (0, -1, 1.5, "1", None, [1])),
-        *(entry("format", form) for form in (2, None, "1")),
+        *(entry("format", form) for form in (1.0, True, None, "1")),
         *(lambda _, value=value: value for value in ([], [[]], "run", 7, {})),
         *(entry("state", spec) for spec in (None, {}, {"state": []}, {"tuple": [None] * 3})),
         entry("state", {"state": [{"array": "float32", "shape": []}, None, None]}),
@@ -532,6 +536,46 @@ def test_files_that_say_what_cannot_be_are_told(name, copy, data):
         (copy / name).write_bytes(sound)
     assert len(DAMAGES[name]) >= 8
     look(copy)
+
+
+OTHER_VERSIONS = {
+    "jax": entry("jax", "0.0.1"),
+    "jaxfit": entry("jaxfit", "0.0.1"),
+    "unknown": lambda about: about.pop("jaxfit") and None,
+}
+
+
+@pytest.mark.parametrize("change", OTHER_VERSIONS.values(), ids=OTHER_VERSIONS)
+def test_programs_of_other_versions_are_not_compared(change, copy, data):
+    options = {"data": data, "checkpoint_dir": copy, **OPTIONS}
+    reseal(copy / "run.json", entry("program", [0]))
+    with pytest.raises(ValueError, match="the same shapes, but the loss, optimizer, data or rec"):
+        fit(loss, guess, ADAM, 50, **options)
+    reseal(copy / "run.json", change)
+    with pytest.raises(ValueError, match="record_every is 1 there and 2 here"):
+        fit(loss, guess, ADAM, 50, record_every=2, **options)
+    assert fit(loss, guess, ADAM, 50, **options).state.step == 50
+
+
+@pytest.mark.parametrize(
+    ("manifest", "use"),
+    [
+        ({"format": 2, "jaxfit": "9.1.2"}, "jaxfit 9.1.2, which wrote it"),
+        ({"format": 0}, "the jaxfit that wrote it"),
+    ],
+)
+def test_a_directory_of_another_format_is_refused(manifest, use, copy, data):
+    reseal(copy / "run.json", lambda _: manifest)
+    before = sorted(path.name for path in copy.iterdir())
+    said = (
+        f"{copy} holds a run in format {manifest['format']}, but jaxfit {jaxfit.__version__} reads "
+        f"format 1: use {use}, or give another directory."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        jaxfit.load(copy)
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        fit(loss, guess, ADAM, 50, data=data, checkpoint_dir=copy, **OPTIONS)
+    assert sorted(path.name for path in copy.iterdir()) == before
 
 
 @pytest.mark.parametrize("value", [None, {}, [], {"params": 1}, {"params": {"": 3}}, "DEEP"])

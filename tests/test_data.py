@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 import jaxfit
-from jaxfit import data
+from jaxfit import _shuffle
 from jaxfit.data import line, linear_problem, minibatches, standardize, train_test_split
 from tests.common import assert_close, assert_same_bits, concatenate, guess, loss, row
 
@@ -89,7 +89,7 @@ def test_a_problem_that_cannot_be_is_refused(n, features, condition, sentence):
         linear_problem(key, n, features, condition=condition)
 
 
-# Standardising, and dividing examples in two.
+# Standardising, and splitting examples in two.
 
 
 def test_standardized_columns_have_mean_zero_and_variance_one():
@@ -112,7 +112,7 @@ def test_statistics_of_some_examples_are_applied_to_others():
 
 
 def test_a_constant_column_becomes_zero_and_stays_finite():
-    # The mean of a thousand times 0.1 is not 0.1 in float32, so that the deviation is not zero.
+    # In float32, the mean of a thousand times 0.1 is not 0.1, so the deviation is not zero.
     x = jnp.asarray(np.stack([np.full(1000, 0.1), np.arange(1000.0)], axis=1), jnp.float32)
     assert jnp.std(x[:, 0]) != 0
     for standardized in (standardize, jax.jit(standardize)):
@@ -220,7 +220,7 @@ def test_a_split_is_a_function_of_its_key():
         (jnp.ones(9), 0.05, key, ValueError, "fraction is 0.05 of 9 examples"),
         (jnp.ones(9), 0.95, key, ValueError, "fraction is 0.95 of 9 examples"),
         (jnp.ones(1), 0.5, key, ValueError, "fraction is 0.5 of 1 examples"),
-        (jnp.ones(9), 0.2, 0, TypeError, "key is 0, but must be a PRNG key: give jax.random.key"),
+        (jnp.ones(9), 0.2, 0, TypeError, "key is 0, but must be a PRNG key: give one"),
         (jnp.ones(9), 0.2, jax.random.split(key), ValueError, r"key<fry>\[2\], but must be one"),
         ((jnp.ones(9), jnp.ones(8)), 0.2, key, ValueError, r"shape \(9,\) and \(8,\), but"),
         ("text", 0.2, key, TypeError, "arrays holds 'text', but its leaves must be arrays"),
@@ -232,12 +232,12 @@ def test_a_split_that_cannot_be_is_refused(arrays, fraction, key, error, sentenc
         train_test_split(arrays, fraction, key)
 
 
-# The shuffle, as a shuffle.
+# The statistics of the shuffle.
 
 
 @functools.cache
 def epochs(n, draws, of):
-    """Whole epochs, [draws, n]: the first of so many keys, or so many of one key."""
+    """Return whole epochs [draws, n]: the first of many keys, or many of one key."""
     whole = lambda key, epoch: minibatches(jnp.zeros((n, 0)), n, key).indices(epoch)
     draw = {
         "keys": lambda number: whole(jax.random.key(number), 0),
@@ -247,7 +247,7 @@ def epochs(n, draws, of):
 
 
 def p_value(counts, variance, freedom):
-    """Of counts that vary alike in every direction that they can vary in, and so many of these."""
+    """Return the p-value of counts that vary equally in ``freedom`` independent directions."""
     return chi2.sf(np.sum((counts - counts.mean()) ** 2) / variance, freedom)
 
 
@@ -257,9 +257,10 @@ def test_every_example_comes_as_often_at_every_place_and_after_every_other(n, dr
     order = epochs(n, draws, of)
     np.testing.assert_array_equal(np.sort(order, axis=1), np.broadcast_to(np.arange(n), (draws, n)))
     at_place = np.bincount((n * np.arange(n) + order).ravel(), minlength=n * n)
-    # The matrix of a random permutation varies by 1 / (n - 1) within fixed sums of rows, columns.
+    # The matrix of a random permutation has variance 1 / (n - 1), given its row and column sums.
     assert p_value(at_place, draws / (n - 1), (n - 1) ** 2) > 1e-4
-    # Around the circle, so that all have a neighbour: fixed sums, and nobody is next to itself.
+    # In a circle, so that every example has a successor: row and column sums are fixed, and the
+    # diagonal is empty.
     following = np.roll(order, -1, axis=1)
     pairs = np.bincount((n * order + following).ravel(), minlength=n * n).reshape(n, n)
     freedom = n**2 - 3 * n + 1
@@ -281,8 +282,9 @@ def test_all_orders_of_a_few_examples_are_equally_likely(n, of):
 @pytest.mark.parametrize(("n", "draws"), [(2, 20_000), (12, 20_000), (97, 4_000), (1_797, 2_000)])
 def test_one_epoch_says_nothing_of_the_next(n, draws, of):
     order = epochs(n, draws, of)
-    # Of two independent permutations the number of equal places has mean 1 and variance 1, and
-    # fourth moment 4 (4 is that of Poisson; 1 for two examples, where it is 0 or 2).
+    # The number of places where two independent permutations agree has mean 1, variance 1 and a
+    # fourth central moment of 4, as for Poisson's distribution, or 1 for two examples, where it is
+    # 0 or 2.
     same = np.sum(order[1:] == order[:-1], axis=1)
     five_errors = 5 / np.sqrt(draws)
     assert abs(same.mean() - 1) < five_errors
@@ -350,13 +352,13 @@ def test_batches_of_any_size_take_the_same_stream(shuffle):
 @example(sizes=(10**9, 128), steps=[0, 1, 7812499, 7812500, 2**31 - 2, 2**31 - 1])
 def test_the_position_in_the_stream_is_that_of_whole_numbers_of_any_size(sizes, steps):
     n, batch_size = sizes
-    epoch, place = data._position(jnp.asarray(steps, np.uint32), batch_size, n)
+    epoch, place = _shuffle.position(jnp.asarray(steps, np.uint32), batch_size, n)
     expected = [divmod(step * batch_size, n) for step in steps]
     assert list(zip(epoch.tolist(), place.tolist(), strict=True)) == expected
 
 
 def nothing(n):
-    """So many examples of no columns; eager, for XLA would count them one by one."""
+    """Return n examples without columns, made eagerly: XLA would count them one by one."""
     return jax.device_put(np.zeros((n, 0), np.float32))
 
 
@@ -375,7 +377,7 @@ def test_a_few_of_a_billion_examples(n):
 
 def test_a_billion_examples_are_shuffled_evenly():
     rows = np.asarray(minibatches(nothing(10**9), 10**5, key).indices(3))
-    # Of a hundred thousand from a billion it does not matter that none comes twice.
+    # With a hundred thousand of a billion, it does not matter that none is drawn twice.
     for counts in (np.bincount(rows // 10**6), np.bincount(rows % 1000)):
         assert len(counts) == 1000 and p_value(counts, 100, 999) > 1e-4
 
@@ -445,6 +447,38 @@ def test_batches_are_a_pytree_of_arrays_and_key(options):
         batches.batch_size = 5
 
 
+@pytest.mark.parametrize(
+    ("options", "summary"),
+    [
+        ({}, "2 of 5 examples, shuffled, 3 steps per epoch"),
+        ({"shuffle": False}, "2 of 5 examples, in order, 3 steps per epoch"),
+        ({"replace": True}, "2 of 5 examples, with replacement, 3 steps per epoch"),
+    ],
+)
+def test_the_repr_of_batches_is_a_summary_whatever_their_leaves_are(options, summary):
+    arrays = {"x": np.ones((5, 3), np.float32), "y": (jnp.arange(5), None)}
+    expected = f"Minibatches({summary}: {{'x': float32[5, 3], 'y': (int32[5], None)}})"
+    batches = minibatches(arrays, 2, key, **options)
+    assert repr(batches) == expected
+    texts = []
+    jax.eval_shape(lambda batches: texts.append(repr(batches)), batches)
+    jax.jit(lambda batches: texts.append(repr(batches)))(batches)
+    texts.append(repr(jax.eval_shape(lambda batches: batches, batches)))
+    assert texts == 3 * [expected]
+
+
+@pytest.mark.parametrize("change", [jnp.shape, lambda leaf: None, lambda leaf: object()])
+def test_batches_with_leaves_that_are_no_arrays_have_a_repr_too(change):
+    batches = minibatches({"x": jnp.ones(5), "y": jnp.ones(5)}, 2, jax.random.PRNGKey(0))
+    assert repr(jax.tree.map(change, batches)).startswith("Minibatches(2 examples, shuffled: {'x'")
+
+
+def test_the_repr_of_batches_of_many_arrays_is_one_short_line():
+    layers = [{"weights": jnp.ones((5, 3)), "biases": jnp.ones((5, 1))} for _ in range(100)]
+    text = repr(minibatches(layers, 2, key))
+    assert "\n" not in text and len(text) < 300 and "float32[5, 3]" in text
+
+
 @pytest.mark.parametrize("options", [{}, {"replace": True}])
 def test_every_key_of_many_gives_what_it_gives_alone(options):
     keys = jax.random.split(jax.random.key(1), 5)
@@ -489,7 +523,7 @@ def test_indices_are_the_same_under_strict_promotion_and_in_double_precision(opt
 
 
 def primitives(jaxpr):
-    """All that a program makes, inside of loops and functions too: the name, and the shapes."""
+    """Yield the name and the result shapes of every operation of a program, in loops too."""
     for equation in jaxpr.eqns:
         yield equation.primitive.name, [variable.aval.shape for variable in equation.outvars]
         for inner in jax.tree.leaves(list(equation.params.values())):
@@ -507,7 +541,7 @@ def test_a_batch_costs_the_same_of_a_thousand_and_of_a_million_examples(options)
     assert few == many and few
     names, shapes = zip(*many, strict=True)
     assert "sort" not in names and "gather" in names
-    assert ("scan" in names) == (not options)  # so that the loop of rounds is looked into
+    assert ("scan" in names) == (not options)  # which shows that loops are looked into
     assert max(math.prod(shape) for made in shapes for shape in made) <= 24 * 16
 
 
@@ -534,9 +568,9 @@ def test_a_batch_costs_the_same_of_a_thousand_and_of_a_million_examples(options)
             ValueError,
             r"batch_size is 2147483648, but must be at least 1 and below 2\*\*31",
         ),
-        (jnp.ones(5), {"key": None}, TypeError, r"key is None, but .*, say, or shuffle=False\."),
+        (jnp.ones(5), {"key": None}, TypeError, r"key is None, but .*\(0\), or shuffle=False\."),
         (jnp.ones(5), {"key": None, "replace": True}, TypeError, "key is None, but must be a PRNG"),
-        (jnp.ones(5), {"key": 0}, TypeError, r"key is 0, but .*: give jax.random.key\(0\), say"),
+        (jnp.ones(5), {"key": 0}, TypeError, r"key is 0, but .*: give one, such as jax.random.key"),
         (jnp.ones(5), {"key": jnp.array([0, 1])}, TypeError, r"key is int32\[2\], but must be a"),
         (jnp.ones(5), {"key": np.uint32(7)}, TypeError, r"key is uint32\[\], but must be a PRNG"),
         (

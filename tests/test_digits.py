@@ -12,14 +12,14 @@ import threadpoolctl
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from experiments import digits
+from experiments import _command, _digits, digits
 from jaxfit import plot
 from tests.common import assert_pictures, assert_refuses
 
 
 @pytest.fixture(scope="module")
 def images():
-    return digits.divided(jax.random.key(0))
+    return _command.split_digits(jax.random.key(0))
 
 
 @pytest.fixture
@@ -61,19 +61,19 @@ def test_softmax_regression_reaches_the_optimum_that_scikit_learn_finds(images):
         likelihood = z[np.arange(len(y)), y] - np.log(np.exp(z).sum(axis=1))
         return -likelihood.mean() + (w**2).sum() / (2 * 1.0 * len(y))
 
-    fit = digits.fit_softmax(images)
+    fit = _digits.fit_softmax(images)
     (found,) = fit.run.state.params
     least = objective(best.coef_.T, best.intercept_)
     assert found["w"].dtype == np.float64
     assert objective(found["w"], found["b"]) == pytest.approx(least, rel=1e-6, abs=0)
     assert fit.loss == pytest.approx(least, rel=1e-6, abs=0)
-    assert digits.scikit_optimum(images)[0] == pytest.approx(least, rel=1e-8, abs=0)
+    assert _digits.scikit_optimum(images)[0] == pytest.approx(least, rel=1e-8, abs=0)
     # A quarter of the steps is not enough: the comparison can tell.
     assert fit.run.trajectory["loss"][50] > least * (1 + 1e-4)
 
 
 def test_the_cnn_is_made_of_equinox_convolutions(images):
-    layers = digits.cnn_init(jax.random.key(1))
+    layers = _digits.cnn_init(jax.random.key(1))
     x = images[1][0][:20]
 
     def convolution(layer, channels):
@@ -95,11 +95,11 @@ def test_the_cnn_is_made_of_equinox_convolutions(images):
         ]
     )
     expected = jax.jit(jax.vmap(net))(x.reshape(-1, 1, 8, 8))
-    np.testing.assert_allclose(jax.jit(digits.cnn)(layers, x), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(_digits.cnn)(layers, x), expected, atol=1e-5)
 
 
 def test_accuracies_and_the_animation_show_the_recorded_rows(images, tmp_path):
-    fit = digits.fit_network("MLP", images, 12, jax.random.key(0))
+    fit = _digits.fit_network("MLP", images, 12, jax.random.key(0))
     assert fit.steps.tolist() == [0, 5, 10, 12]
     rows = [jax.tree.map(lambda leaf, i=i: leaf[i], fit.run.trajectory["params"]) for i in range(3)]
     x, y = (np.asarray(array) for array in images[1])
@@ -146,4 +146,4 @@ def test_a_mistake_is_answered_by_one_sentence(
 def test_without_equinox_there_is_no_cnn(monkeypatch):
     monkeypatch.setitem(sys.modules, "equinox", None)
     with pytest.raises(ImportError, match=r"Equinox is not .*: run pip install -e \"\.\[test\]\""):
-        digits.cnn_init(jax.random.key(0))
+        _digits.cnn_init(jax.random.key(0))

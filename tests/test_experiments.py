@@ -81,8 +81,8 @@ REFUSED = {
     "csv without x": (("--csv", "good.csv", "--y", "b"), "--csv needs --x COLUMN and --y COLUMN"),
     "x without csv": (("--x", "a"), "--x and --y name columns of a file: give it with --csv"),
     "no steps": (("--steps", 0), "--steps is 0, but must be from 1"),
-    "rate zero": (("--lr", 0), "--lr is 0, but a learning rate is positive"),
-    "rate nan": (("--lr", "nan"), "--lr is nan, but a learning rate is positive"),
+    "rate zero": (("--lr", 0), "--lr is 0, but must be more than 0"),
+    "rate nan": (("--lr", "nan"), "--lr is nan, but must be more than 0"),
     "rate too large": (("--lr", 5), "--lr is 5, but .* is stable below 0.9.*: choose a smaller"),
 }
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import jaxfit
 from jaxfit import fit as fit_function
-from jaxfit.fit import _chunk, fit
+from jaxfit._drive.chunks import _steps
+from jaxfit.fit import fit
 from jaxfit.stop import Rule, loss_below, no_improvement, not_finite
 from tests.common import assert_same_bits, guess, loss, perceptron, row
 
@@ -208,12 +209,12 @@ def test_one_program_serves_all_chunks_one_more_the_rest_and_a_second_fit_none(d
     adam = optax.adam(0.1)
     for every, chunk_size, programs in (1, 15, 1), (1, None, 1), (7, 15, 2), (7, None, 1):
         options = {"data": data, "chunk_size": chunk_size, "record_every": every}
-        before = _chunk._cache_size()
+        before = _steps.cache_size()
         fit(counted, guess, adam, 50, **options)
-        assert _chunk._cache_size() - before == programs  # the rest's stands already in the last
+        assert _steps.cache_size() - before == programs  # the rest's stands already in the last
         number = len(traced)
         fit(counted, guess, adam, 50, **options)
-        assert _chunk._cache_size() - before == programs and len(traced) == number
+        assert _steps.cache_size() - before == programs and len(traced) == number
 
 
 def test_chunks_grow_until_they_take_half_a_second_and_no_further(monkeypatch, data):
@@ -234,7 +235,7 @@ def test_chunks_grow_until_they_take_half_a_second_and_no_further(monkeypatch, d
             clock[0] += seconds * number
 
     monkeypatch.setattr(module, "tqdm", Bar)
-    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(sys.modules["jaxfit._drive.pace"].time, "perf_counter", lambda: clock[0])
     fit(loss, guess, optax.sgd(0.1), 5000, data=data)
     assert sum(lengths) == 5000 and lengths[0] == 1
     assert max(lengths) == 500 and lengths.count(500) > 5
@@ -393,7 +394,7 @@ REFUSED = {
     "progress": ({"progress": "never"}, "progress is 'never', but must be True, False or"),
     "too much": (
         {"record": lambda step: jnp.zeros((10**6, 10**6)) + step.loss},
-        "the result would take .* GB .* record fewer rows",
+        "the trajectory would take .* GB .* record fewer rows",
     ),
     "nothing recorded": ({"record": lambda step: None}, "record returned None, but a row needs"),
     "another loss": ({"loss": lambda a: a.sum()}, "takes other arguments, but data was given"),
@@ -403,11 +404,11 @@ REFUSED = {
 @pytest.mark.parametrize(("given", "sentence"), REFUSED.values(), ids=REFUSED)
 def test_bad_input_is_refused_before_anything_is_compiled(given, sentence, data):
     arguments = {"loss": loss, "params": guess, "optimizer": optax.sgd(0.1), "num_steps": 10}
-    before = _chunk._cache_size()
+    before = _steps.cache_size()
     with pytest.raises((TypeError, ValueError), match=sentence) as refused:
         fit(**(arguments | {"data": data} | given))
     assert str(refused.value).count("\n") == 0 and str(refused.value).endswith(".")
-    assert _chunk._cache_size() == before
+    assert _steps.cache_size() == before
 
 
 def test_a_traced_fit_is_sent_to_train(data):

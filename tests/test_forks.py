@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import jaxfit
-from experiments import forks
+from experiments import _command, forks
 from experiments.forks import barrier, distance, go_on, line, same_bits, state_at
 from jaxfit.models import mlp_init
 from tests.common import assert_pictures, assert_refuses, assert_same_bits
@@ -21,7 +21,7 @@ key = jax.random.key(0)
 
 @pytest.fixture(scope="module")
 def images():
-    return forks.divided(key)
+    return _command.split_digits(key)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 import jaxfit
-from experiments import hypergradients
-from experiments.hypergradients import (
+from experiments import _hypergradients, hypergradients
+from experiments._hypergradients import (
     corrupt,
     final_loss,
     fit,
@@ -39,9 +39,9 @@ def study(command):
 @pytest.fixture
 def digits(monkeypatch):
     """A few images that are like no digits, in float64, and small runs."""
-    monkeypatch.setattr(hypergradients, "SIZES", (64, 8, 10))
-    monkeypatch.setattr(hypergradients, "BATCH_SIZE", 16)
-    monkeypatch.setattr(hypergradients, "CLEANING_STEPS", 12)
+    monkeypatch.setattr(_hypergradients, "SIZES", (64, 8, 10))
+    monkeypatch.setattr(_hypergradients, "BATCH_SIZE", 16)
+    monkeypatch.setattr(_hypergradients, "CLEANING_STEPS", 12)
     with jax.enable_x64(True):
         x, y = jax.random.split(key)
         centres, y = jax.random.normal(x, (10, 64)), jnp.arange(90) % 10
@@ -75,7 +75,7 @@ def test_the_first_rate_has_the_slope_of_two_gradients(digits):
     @jax.jit
     def theory(rate):
         begin, order = jax.random.split(key)
-        start = mlp_init(begin, hypergradients.SIZES)
+        start = mlp_init(begin, _hypergradients.SIZES)
         first = jax.grad(loss)(start, jaxfit.minibatches(digits, 16, order)(0))
         end = jax.tree.map(lambda p, g: p - rate * g, start, first)
         return -optax.tree.vdot(jax.grad(loss)(end, digits), first)
@@ -107,10 +107,10 @@ def test_two_fifths_of_the_labels_are_wrong_and_no_others(digits):
 
 
 def test_the_study_finds_wrong_labels_and_draws_it(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(hypergradients, "RATES", np.array([0.2, 0.8]))
-    monkeypatch.setattr(hypergradients, "MOMENTA", (0.0, 0.9))
+    monkeypatch.setattr(_hypergradients, "RATES", np.array([0.2, 0.8]))
+    monkeypatch.setattr(_hypergradients, "MOMENTA", (0.0, 0.9))
     monkeypatch.setattr(hypergradients, "DRAWS", 2)
-    monkeypatch.setattr(hypergradients, "CLEANING_STEPS", 36)
+    monkeypatch.setattr(_hypergradients, "CLEANING_STEPS", 36)
     printed = study("--steps", 10, "--outer-steps", 10)
     names = ["learned", "constant, no momentum", "constant", "linear decay"]
     table = re.findall(r"(?m)^  (.{21}) ([\d.]+) +([\d.]+) +([\d.]+) \| +([\d.]+) ", printed)

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 import jaxfit
-from experiments import learning_rates
-from experiments.learning_rates import bracket, minimum, slide, smoothed, steep, stop, valley
+from experiments import _learning_rates, learning_rates
+from experiments._learning_rates import bracket, minimum, slide, smoothed, steep, stop, valley
 from jaxfit.models import mlp_init
 from tests.common import assert_pictures, assert_refuses
 
@@ -23,10 +23,10 @@ rates = np.geomspace(1e-7, 10, 40)
 
 @pytest.fixture
 def softmax(monkeypatch):
-    """A small problem in the place of the digits: softmax regression on noise."""
-    monkeypatch.setattr(learning_rates, "WIDTHS", (5, 3))
-    monkeypatch.setattr(learning_rates, "BATCH_SIZE", 4)
-    monkeypatch.setattr(learning_rates, "OPTIMIZERS", {"SGD": optax.sgd})
+    """A small problem in place of the digits: softmax regression on noise."""
+    monkeypatch.setattr(_learning_rates, "WIDTHS", (5, 3))
+    monkeypatch.setattr(_learning_rates, "BATCH_SIZE", 4)
+    monkeypatch.setattr(_learning_rates, "OPTIMIZERS", {"SGD": optax.sgd})
     return jax.random.normal(key, (20, 5)), jnp.arange(20) % 3
 
 
@@ -77,37 +77,37 @@ def test_losses_are_smoothed_as_by_a_debiased_average_and_stop_at_4_times_the_be
     curve = 2 + np.tanh((60 - np.arange(100)) / 5)
     curve[80:] = 1e3
     rows = slice(10, stop(smoothed(curve)) - 4)
-    found = learning_rates.suggestions(curve)
-    assert found["minimum"] == learning_rates.TESTED[rows][-1] / 10
+    found = _learning_rates.suggestions(curve)
+    assert found["minimum"] == _learning_rates.TESTED[rows][-1] / 10
     curve[90:] = np.nan
-    assert learning_rates.suggestions(curve) == found
+    assert _learning_rates.suggestions(curve) == found
 
 
 def test_a_range_test_is_a_loop_by_hand_whose_rate_grows_geometrically(softmax):
-    tested = learning_rates.TESTED
+    tested = _learning_rates.TESTED
     np.testing.assert_allclose(tested, 1e-7 * 1e8 ** (np.arange(100) / 99))
     keys = jax.random.split(key, 2)
-    ((found, other),) = learning_rates.range_tests(softmax, keys)
+    ((found, other),) = _learning_rates.range_tests(softmax, keys)
     np.testing.assert_allclose(found, by_hand(softmax, keys[0], tested)[0], rtol=1e-3)
     np.testing.assert_allclose(other, by_hand(softmax, keys[1], tested)[0], rtol=1e-3)
 
 
 def test_the_sweep_trains_at_every_rate_and_what_diverges_ends_at_infinity(softmax):
     keys = jax.random.split(key, 2)
-    found = learning_rates.finals(softmax, keys, np.array([0.01, 0.3, 1e38]), 10)
+    found = _learning_rates.finals(softmax, keys, np.array([0.01, 0.3, 1e38]), 10)
     assert found.shape == (1, 2, 3) and np.isposinf(found[..., 2]).all()
     for seed, place, rate in (0, 1, 0.3), (1, 0, 0.01):
         _, params = by_hand(softmax, keys[seed], [rate] * 10)
-        loss = learning_rates.classification(params, softmax)
+        loss = _learning_rates.classification(params, softmax)
         np.testing.assert_allclose(found[0, seed, place], loss, rtol=1e-4)
-    assert learning_rates.nearest(np.array([1.0, 10.0]), np.array([3.0, 4.0])).tolist() == [0, 1]
+    assert _learning_rates.nearest(np.array([1.0, 10.0]), np.array([3.0, 4.0])).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("eigenvalues", [[8.0], [0.5, 9.0, 9.0], np.geomspace(0.01, 20, 6)])
 def test_the_edge_of_stability_lies_between_neighbours(eigenvalues):
-    eigenvalues, tested = np.asarray(eigenvalues), learning_rates.STABLE
-    found = learning_rates.contractions(eigenvalues, key)
-    for momentum, row in zip(learning_rates.MOMENTA, found, strict=True):
+    eigenvalues, tested = np.asarray(eigenvalues), _learning_rates.STABLE
+    found = _learning_rates.contractions(eigenvalues, key)
+    for momentum, row in zip(_learning_rates.MOMENTA, found, strict=True):
         last, first = bracket(row < 1, tested)
         assert last < 2 * (1 + momentum) / eigenvalues.max() < first < 1.03 * last
         assert (row[tested >= first] > 1).all()
@@ -119,22 +119,22 @@ def test_the_edge_of_stability_lies_between_neighbours(eigenvalues):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_sweep_of_the_lesson_is_its_theory(seed):
-    lesson = learning_rates.lesson(jax.random.key(seed))
+    lesson = _learning_rates.lesson(jax.random.key(seed))
     assert lesson.losses.dtype == np.float64 and lesson.losses.shape == (2, 256)
     np.testing.assert_allclose(lesson.losses, lesson.least + lesson.theory, rtol=1e-11)
     x, y = (np.asarray(part, np.float64) for part in jaxfit.data.line(key))
     best, hessian = np.linalg.lstsq(x, y)[0], 2 * x.T @ x / len(y)
     above = np.mean(y**2) - np.mean((x @ best - y) ** 2)  # where no step was made, from zero
-    np.testing.assert_allclose(learning_rates.excess(hessian, best, np.ones(1), 0), above)
+    np.testing.assert_allclose(_learning_rates.excess(hessian, best, np.ones(1), 0), above)
 
 
 def test_the_study_prints_its_numbers_and_writes_its_pictures(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(learning_rates, "WIDTHS", (64, 10))  # which compiles sooner
+    monkeypatch.setattr(_learning_rates, "WIDTHS", (64, 10))  # which compiles sooner
     printed = command(learning_rates, "--steps", 60, "--rates", 9, "--seeds", 2)
     number = r" +([\d.e+-]+)"
     rule = rf"(?m)^  (valley|slide|minimum|steep){number}{number} …{number}{number}{number}$"
     rows = re.findall(rule, printed)
-    assert [name for name, *_ in rows] == 2 * list(learning_rates.RULES)
+    assert [name for name, *_ in rows] == 2 * list(_learning_rates.RULES)
     rate, least, most, worth, worst = np.array([row[1:] for row in rows], float).T
     assert (least <= 1.1 * rate).all() and (rate <= 1.1 * most).all()
     assert (worth >= 1).all() and (worth <= worst).all()

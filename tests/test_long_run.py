@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import long_run
+from experiments import _long_run_network, _long_run_text, long_run
 from jaxfit.data import __file__ as some_python
 from tests.common import assert_pictures, assert_refuses
 
@@ -48,7 +48,7 @@ def test_the_run_is_killed_and_goes_on_to_its_picture(
     guess, kill = map(int, killed)
     assert 200 <= kill <= guess <= kill + 400 and kill % 200 == 0
     assert re.findall(r"goes on from step (\d+)\n", printed) == ["0", str(kill)]
-    ((steps, times),) = re.findall(r"(\d+) steps in 0.0 minutes, (\d) times killed", printed)
+    ((steps, times),) = re.findall(r"(\d+) steps in 0.0 minutes, kills: (\d)", printed)
     assert int(steps) > kill and times == "1"
     first, last = re.findall(r"step (\d+) writes:\n +\|     def .*\n", printed)
     assert 200 <= int(first) <= int(last) == int(steps)
@@ -69,17 +69,19 @@ REFERENCES = ("uniform", "single characters", "after two characters", "xz -9", "
 
 
 def test_codes_are_those_of_the_text_but_for_odd_characters(library, tmp_path):
-    assert long_run.decode(long_run.encode("if x:\n\t'é~'")) == "if x:\n?'?~'"
-    long_run.write_texts(tmp_path, library)
-    train, held = map(long_run.decode, long_run.texts(tmp_path))
+    assert _long_run_text.decode(_long_run_text.encode("if x:\n\t'é~'")) == "if x:\n?'?~'"
+    _long_run_text.write_texts(tmp_path, library)
+    train, held = map(_long_run_text.decode, _long_run_text.texts(tmp_path))
     read = lambda name: (library / f"{name}.py").read_text()
     clean = lambda text: re.sub(r"[^\n -~]", "?", text)
     assert (train, held) == (clean(read("a") + read("b")), clean(read("c")))
 
 
 def test_references_are_what_they_are_by_hand():
-    train, held = (long_run.encode(text) for text in ("abracadabra\n" * 20, "abra cadabra\n" * 5))
-    known = long_run.references(train, held)
+    train, held = (
+        _long_run_text.encode(text) for text in ("abracadabra\n" * 20, "abra cadabra\n" * 5)
+    )
+    known = _long_run_text.references(train, held)
     assert tuple(known) == REFERENCES
     for order, name in (0, "single characters"), (2, "after two characters"):
         pairs, contexts, bits = Counter(), Counter(), 0.0
@@ -97,10 +99,10 @@ def test_references_are_what_they_are_by_hand():
 
 
 def test_bits_of_the_held_out_text_are_of_every_character_once():
-    model = long_run.network(jax.random.key(0), 8)
+    model = _long_run_network.network(jax.random.key(0), 8)
     text = np.random.default_rng(0).integers(0, 97, 150).astype(np.uint8)
     padded, bits = np.concatenate([np.zeros(64, int), text]), []
-    advance = eqx.filter_jit(long_run.advance)
+    advance = eqx.filter_jit(_long_run_network.advance)
     for first in 0, 64, 128:  # each scores the 64 characters after its first 64
         hidden = jnp.zeros(8)
         for n in range(first, min(first + 127, len(padded) - 1)):
@@ -108,14 +110,16 @@ def test_bits_of_the_held_out_text_are_of_every_character_once():
             if n + 1 >= first + 64:
                 bits.append(-jax.nn.log_softmax(model["out"](hidden))[padded[n + 1]] / np.log(2))
     assert len(bits) == len(text)
-    assert long_run.held_out_bits(model, text) == pytest.approx(float(np.mean(bits)), rel=1e-5)
+    assert _long_run_network.held_out_bits(model, text) == pytest.approx(
+        float(np.mean(bits)), rel=1e-5
+    )
 
 
 def test_a_module_takes_the_leaves_that_were_loaded_by_their_names():
-    model = long_run.network(jax.random.key(0), 4)
+    model = _long_run_network.network(jax.random.key(0), 4)
     dicts = {name: dict(sorted(vars(part).items())) for name, part in model.items()}
     blank = jax.tree.map(jnp.zeros_like, model)
-    assert eqx.tree_equal(long_run.hung(blank, dicts), model)
+    assert eqx.tree_equal(_long_run_network.restore_modules(blank, dicts), model)
 
 
 REFUSED = {

@@ -66,7 +66,7 @@ def test_an_objective_is_the_loss_of_the_prediction_and_the_target():
     assert composed(jnp.array([1.0, 0.0, 2.0]), batch) == 8.0
 
 
-# Weights, on all losses.
+# Weights, with every loss.
 
 N, CLASSES = 7, 3
 LOSSES = {"mse": mse, "huber": huber, "binary": binary_cross_entropy, "classes": cross_entropy}
@@ -75,7 +75,7 @@ WEIGHTS = random.uniform(0.1, 3.0, N)
 
 
 def problem(name, dtype=np.float64):
-    """A prediction and a target of N examples."""
+    """Return a prediction and a target of N examples."""
     random = np.random.default_rng(1)
     if name == "classes":
         return random.normal(size=(N, CLASSES)).astype(dtype), random.integers(0, CLASSES, N)
@@ -131,7 +131,7 @@ def test_an_example_of_no_weight_is_not_there_however_large_its_loss(name):
 
 
 def test_an_example_of_no_weight_takes_nothing_from_the_sum():
-    # Whole numbers are added without rounding, so that not a bit may differ.
+    # Whole numbers are added without rounding, so no bit may differ.
     target = jnp.array([1.0, 2.0, 1e18, 4.0, 5.0])
     assert mse(jnp.zeros(5), target, jnp.array([1.0, 1.0, 0.0, 1.0, 1.0])) == 46 / 4
     assert mse(jnp.zeros(5), target, jnp.array([2.0, 1.0, 0.0, 4.0, 1.0])) == 95 / 8
@@ -398,7 +398,7 @@ def test_logistic_regression_is_at_its_least_where_scikit_learn_says(classes, we
     c, total = 0.7, 60 if weights is None else weights.sum()
     model = linear_model.LogisticRegression(C=c, solver="newton-cholesky", tol=1e-10)
     model.fit(x, y, sample_weight=weights)
-    # Of two classes it has one logit.
+    # With two classes, it has one logit.
     loss = cross_entropy if classes > 2 else binary_cross_entropy
     best = {"w": model.coef_.T, "b": model.intercept_}
     if classes == 2:

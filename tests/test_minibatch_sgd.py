@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import minibatch_sgd
-from experiments.minibatch_sgd import additive, compare, lesson, shuffled, stationary, sweep
+from experiments import _minibatch_sgd, minibatch_sgd
+from experiments._minibatch_sgd import additive, compare, lesson, shuffled, stationary, sweep
 from tests.common import assert_pictures, assert_refuses
 
 key = jax.random.key(0)
@@ -38,7 +38,7 @@ def test_a_step_on_every_possible_batch_leaves_the_exact_covariance_as_it_is(mak
 @pytest.mark.parametrize("lr", [1e-3, 0.1, 0.39])
 @pytest.mark.parametrize("size", [1, 7, 100])
 def test_additive_noise_leaves_the_variance_of_the_closed_form(lr, size):
-    problem, h = additive(key), minibatch_sgd.CURVATURE
+    problem, h = additive(key), _minibatch_sgd.CURVATURE
     c = np.var(np.asarray(problem.data, np.float64))
     exact, small = stationary(problem, lr, size)
     np.testing.assert_allclose(exact, [[lr * c / (h * (2 - lr * h) * size)]], rtol=1e-10)
@@ -70,7 +70,7 @@ def test_shuffled_epochs_leave_the_mean_over_all_permutations(size):
 
 
 def test_the_full_batch_is_gradient_descent_and_does_not_wander(monkeypatch):
-    monkeypatch.setattr(minibatch_sgd, "SIZES", {100: "black"})
+    monkeypatch.setattr(_minibatch_sgd, "SIZES", (100,))
     problem = lesson(key)
     runs = sweep(problem, 0.1, 300, key)
     x, y = (np.asarray(array, np.float64) for array in problem.data)
@@ -86,8 +86,7 @@ def test_the_full_batch_is_gradient_descent_and_does_not_wander(monkeypatch):
 
 def test_the_study_finds_the_variance_of_theory_and_draws_it(study, tmp_path, monkeypatch):
     # Half of the batch sizes, to save the time that compiling takes.
-    colours = {1: minibatch_sgd.BLUE, 20: minibatch_sgd.GREEN}
-    monkeypatch.setattr(minibatch_sgd, "SIZES", colours)
+    monkeypatch.setattr(_minibatch_sgd, "SIZES", (1, 20))
     printed = study("--steps", 1500)
     number = r" +([\d.]+e[+-]\d+|–)"
     pattern = (
@@ -115,8 +114,8 @@ REFUSED = {
     "too many steps": (("--steps", 10**6), "--steps is 1000000, but must be from 1 to 10000"),
     "too few steps": (("--steps", 150), "--steps is 150, but .* take more steps, or a larger rate"),
     "rate too small": (("--lr", 1e-320), "--steps is 2000, but .* forgotten after inf steps"),
-    "rate zero": (("--lr", 0), "--lr is 0, but a learning rate is positive"),
-    "rate nan": (("--lr", "nan"), "--lr is nan, but a learning rate is positive"),
+    "rate zero": (("--lr", 0), "--lr is 0, but must be more than 0"),
+    "rate nan": (("--lr", "nan"), "--lr is nan, but must be more than 0"),
     "rate too large": (("--lr", 0.4), "--lr is 0.4, but .* is stable below 0.4 only: choose"),
     "seed": (("--seed", 2**31), "--seed is 2147483648, but must be less than"),
     "out": (("--out", __file__), "test_minibatch_sgd.py cannot be written: File exists"),

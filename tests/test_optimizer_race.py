@@ -12,8 +12,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import jaxfit
-from experiments import optimizer_race
-from experiments.optimizer_race import capped, interval, race, sensitivity, tied, tuned
+from experiments import _optimizer_race, optimizer_race
+from experiments._optimizer_race import capped, interval, race, sensitivity, tied, tuned
 from tests.common import assert_pictures, assert_refuses
 
 SMALL = {name: optimizer_race.OPTIMIZERS[name] for name in ("sgd", "adam")}
@@ -71,7 +71,7 @@ def test_what_is_worse_by_less_than_its_noise_is_tied_with_the_best():
 
 
 def test_a_run_of_the_race_is_a_plain_run_on_minibatches():
-    problem = optimizer_race.logistic(jax.random.key(0))._replace(steps=60)
+    problem = _optimizer_race.logistic(jax.random.key(0))._replace(steps=60)
     keys = jax.random.split(jax.random.key(1), 2)
     table = race(problem, {"adam": optax.adam}, np.array([1e-3, 0.1]), keys)
     start, order = jax.random.split(keys[1])
@@ -94,7 +94,7 @@ def test_a_run_of_the_race_is_a_plain_run_on_minibatches():
 def test_the_command_prints_what_a_numpy_loop_finds_and_writes_its_pictures(study, tmp_path):
     printed = study("--optimizer", "mine:sgd")
     draw, rest = jax.random.split(jax.random.key(0))
-    problem = optimizer_race.quadratic(draw)
+    problem = _optimizer_race.quadratic(draw)
     roots = np.asarray(problem.data, np.float64)
     eigenvalues = np.linalg.svd(roots, compute_uv=False) ** 2
     np.testing.assert_allclose([eigenvalues[0], eigenvalues[-1]], [1, 1e-3], rtol=1e-3)

@@ -1,4 +1,4 @@
-"""What the ready-made recorders keep, beside what a recorder that keeps everything kept."""
+"""The ready-made recorders keep the same as a recorder that keeps everything."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ TARGET = jnp.array([1.0 + 2.0j, -3.0j])
 
 
 def mixed_loss(params):
-    """A loss of complex and real leaves, and of one that is not trained."""
+    """Return a loss of complex and real leaves, and of one that is not trained."""
     distance = jnp.abs(params["z"] - TARGET) ** 2
     return jnp.sum(distance) + jnp.sum((params["w"][params["order"]] - jnp.arange(3.0)) ** 2)
 
@@ -28,7 +28,7 @@ def mixed_start():
 
 
 def norms(tree, rows):
-    """The Euclidean norm of every row over all leaves together, in float64."""
+    """Return the Euclidean norm of every row over all leaves together, in float64."""
     flat = [np.reshape(leaf, (rows, -1)) for leaf in jax.tree.leaves(tree)]
     return np.linalg.norm(np.concatenate(flat, axis=1).astype(np.complex128), axis=1)
 

@@ -47,6 +47,13 @@ def test_a_function_of_the_step_is_read_ahead(every, chunk_size, trained):
         assert_same_bits(run.state, trained.state)
 
 
+def test_the_repr_of_batches_from_python_names_the_function_and_the_shapes():
+    data = jaxfit.host_batches(batch)
+    assert repr(data) == "HostBatches(batch: {'id': int32[8], 'x': float32[8]})"
+    keys = jaxfit.host_batches(lambda step: (jax.random.key(step), np.ones(2, np.float32)))
+    assert repr(keys) == "HostBatches(<lambda>: (key<fry>[], float32[2]))"
+
+
 def test_train_and_replay_call_the_function_from_within_the_loop(trained):
     data = jaxfit.host_batches(batch)
     run = jax.jit(lambda: jaxfit.train(loss, 0.0, ADAM, STEPS, data=data, keyframe_every=20))()
@@ -175,11 +182,11 @@ REFUSED = {
     ),
     "train": (
         lambda: jaxfit.train(loss, 0.0, ADAM, 9, data=iter([])),
-        "but batches one after the other are taken by fit alone: give arrays, or a function",
+        "but only fit takes batches one after the other: give arrays, or a function",
     ),
     "shapes": (
         lambda: fit(loss, 0.0, ADAM, 9, data=iter([{"x": np.ones(8)}, {"x": np.ones(5)}])),
-        r"the batch of step 1 is not like the first \(float32\[5\] in the place of float32\[8\] at",
+        r"the batch of step 1 is not like the first \(float32\[5\] in place of float32\[8\] at",
     ),
 }
 

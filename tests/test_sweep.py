@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 
 import jaxfit
 from jaxfit import sweep as sweep_function
-from jaxfit.sweep import Sweep, _batch_size, _tiles, sweep
+from jaxfit._drive.tiles import default_batch_size
+from jaxfit._drive.variant import run_tiles
+from jaxfit.sweep import Sweep, sweep
 from tests.common import (
     assert_close,
     assert_same_bits,
@@ -536,7 +538,7 @@ def test_a_second_sweep_traces_and_compiles_nothing_and_a_part_of_a_tile_neither
         traced.append(width)
         return lr * jnp.ones(width).sum()
 
-    programs = _tiles._cache_size
+    programs = run_tiles._cache_size
     before = programs()
     run = lambda rates: sweep(fn, {"width": [2, 3], "lr": rates}, batch_size=2)
     run(RATES)
@@ -558,7 +560,7 @@ def test_things_that_cannot_be_hashed_are_known_by_their_identity():
 
     thing = {"by": 2}
     double = Scale(2)
-    programs = _tiles._cache_size
+    programs = run_tiles._cache_size
     before = programs()
     for _ in range(2):
         result = sweep(double, {"thing": {"two": thing}, "x": jnp.arange(3)})
@@ -588,7 +590,7 @@ def test_true_and_one_are_not_one_program():
 )
 def test_a_tile_fits_into_a_device(platform, limit, devices, number, size, expected):
     device = types.SimpleNamespace(platform=platform, memory_stats=lambda: {"bytes_limit": limit})
-    assert _batch_size([device] * devices, number, size) == expected
+    assert default_batch_size([device] * devices, number, size) == expected
 
 
 INTERRUPTED = """
@@ -806,7 +808,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("call", "sentence"), REFUSED.values(), ids=REFUSED)
 def test_bad_input_is_refused_in_a_sentence_and_before_anything_is_compiled(call, sentence):
-    programs = _tiles._cache_size
+    programs = run_tiles._cache_size
     before = programs()
     with pytest.raises((TypeError, ValueError), match=sentence) as refused:
         call()

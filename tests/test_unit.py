@@ -1,4 +1,4 @@
-"""Units of compilation: what XLA is asked to compile, and what derivatives see of it."""
+"""Units of compilation: they round alike in every program, and derivatives pass through them."""
 
 import re
 
@@ -18,14 +18,15 @@ everything = lambda step: step
 
 
 def hidden(fn):
-    """A unit under jit, wherever it is called."""
+    """Make a unit of a function."""
     return lambda *args: _unit.unit(fn, _unit.hide(jnp.zeros(2, np.int32)))(*args)
 
 
 def looped(fn):
-    """Call it in a loop that XLA may make one kernel of; return what it was given, and its results.
+    """Call a function in a loop that XLA may compile as one kernel.
 
-    The arguments change from turn to turn, so that nothing can be moved out of the loop.
+    The arguments change in every iteration, so that nothing can be moved out of the loop. Returns
+    the arguments and the results of every iteration, stacked.
     """
 
     @jax.jit
@@ -92,7 +93,7 @@ OPERATIONS = {
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_rounds_the_same_alone_and_in_a_small_loop(name):
     fn, args = OPERATIONS[name]
-    # With a product and a sum behind it, as a loss and an optimizer would have.
+    # Followed by a product and a sum, as in a loss and an optimizer.
     used = lambda *args: jax.tree.map(lambda leaf: (leaf, leaf * 0.9 + leaf * leaf), fn(*args))
     alone, (given, several) = jax.jit(hidden(used)), looped(used)(*args)
     for turn in range(5):
@@ -120,7 +121,7 @@ def test_a_lone_step_has_the_bits_of_the_step_in_any_loop(line, problem, name):
 
 
 def computations(text):
-    """The computations of optimized HLO that may not be inlined, with nothing but their code."""
+    """Return the code of the computations in optimized HLO that may not be inlined."""
     found = {}
     for name, body in re.findall(r"^%?([\w.-]+) \(.*?\{\n(.*?)^\}", text, re.M | re.S):
         found[name] = re.sub(r", (metadata|frontend_attributes)=\{[^\n]*", "", body)
@@ -202,7 +203,7 @@ def by_hand(rate):
 
 
 def around(end, how):
-    """A second derivative of something that goes through a run in one of many ways."""
+    """Return a second derivative through a run that is called in one of many ways."""
     inner = lambda x, rate: jnp.tanh(end(rate) @ x)
     if how == "checkpoint":
         out = jax.checkpoint(inner)

@@ -1,1 +1,1 @@
-"""Timings of jaxfit beside the same computation by other means."""
+"""Time jaxfit beside other ways to do the same computation."""

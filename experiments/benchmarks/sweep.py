@@ -1,6 +1,6 @@
-"""What many runs at once cost: ``jaxfit.sweep`` beside vmap by hand, a Python loop and PyTorch.
+"""Time many runs at once: ``jaxfit.sweep`` beside vmap by hand, a Python loop and PyTorch.
 
-Two problems, of which every run keeps the parameters and the loss of every step in float32:
+Two problems, whose runs keep the parameters and the loss of every step in float32:
 
 - *line*: the mean squared error of a line through 100 points by gradient descent, 4,096 learning
   rates, 1,000 steps.
@@ -8,18 +8,17 @@ Two problems, of which every run keeps the parameters and the loss of every step
   learning rates, 1,000 steps, whose runs keep the loss alone.
 
 Every round runs each contender once, in turn, so that a busy machine slows all of them; the tables
-show medians over the rounds, and ratios of these to the first contender's. A Python loop makes a
-few of the runs, PyTorch a few of the steps. Before any timing all must agree on the losses.
+show medians over the rounds, and their ratios to the first contender's. A Python loop makes a few
+of the runs, PyTorch a few of the steps. Before any timing, all must agree on the losses.
 
-The third table is the line for 100 to 100,000 runs that keep their last loss, each in a process of
-its own: time for each run and step, and the most memory the process ever had.
+The third table is the line for 100 to 100,000 runs that keep their last loss, each sweep in a
+process of its own: time per run and step, and the process's peak memory.
 
     python -m experiments.benchmarks.sweep
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import resource
@@ -35,30 +34,21 @@ import optax
 from jax import lax
 
 import jaxfit
-from experiments.benchmarks.single_run import (
-    Contender,
-    Problem,
-    digits,
-    line,
-    machine,
-    seconds,
-    table,
-    time_steps,
-    torch,
-)
-from experiments.benchmarks.single_run import datasets as sklearn_datasets
+from experiments.benchmarks import _bench
+from experiments.benchmarks._bench import Contender, datasets, torch
+from experiments.benchmarks._problems import Problem, all_digits, digits, line
 from jaxfit.losses import mse, objective
 from jaxfit.models import linear
 
 STEPS = 1000
-LOOP_RUNS = 16  # of the Python loop, whose time for each is constant
-TORCH_STEPS = 20  # likewise
+LOOP_RUNS = 16  # of the Python loop, whose time per run is constant
+TORCH_STEPS = 20  # of PyTorch, whose time per step is constant
 RATES = {"line": np.linspace(0.01, 0.9, 4096), "digits": np.geomspace(1e-5, 1e-1, 256)}
 SCALING = 100, 1_000, 10_000, 100_000
 
 
 def by_hand(problem: Problem, optimizer: Callable, batch_at: Callable, keep: Callable) -> Callable:
-    """A run as a loop of one's own, with optax."""
+    """Return a run of one learning rate, written as a scan with optax."""
 
     def fn(lr):
         def step(carry, t):
@@ -74,6 +64,8 @@ def by_hand(problem: Problem, optimizer: Callable, batch_at: Callable, keep: Cal
 
 
 def by_jaxfit(problem: Problem, optimizer: Callable, data: Any, keep: Callable) -> Callable:
+    """Return a run of one learning rate by ``jaxfit.train``."""
+
     def fn(lr):
         record = lambda step: keep(step.loss, step.params)
         options = {"data": data, "record": record}
@@ -84,16 +76,19 @@ def by_jaxfit(problem: Problem, optimizer: Callable, data: Any, keep: Callable) 
 
 
 def swept(name: str, fn: Callable, rates: np.ndarray, **options: Any) -> Contender:
+    """Return a contender that makes the runs by ``jaxfit.sweep``."""
     run = lambda: jaxfit.sweep(fn, {"lr": rates}, **options).values
     return Contender(name, len(rates) * STEPS, run)
 
 
 def vmapped(name: str, fn: Callable, rates: np.ndarray) -> Contender:
+    """Return a contender that makes the runs by ``jax.vmap``."""
     jitted = jax.jit(jax.vmap(fn))
     return Contender(name, len(rates) * STEPS, lambda: jax.device_get(jitted(rates)))
 
 
 def looped(name: str, fn: Callable, rates: np.ndarray) -> Contender:
+    """Return a contender that makes the first runs one after another."""
     jitted, some = jax.jit(fn), rates[:LOOP_RUNS]
 
     def run():
@@ -104,7 +99,7 @@ def looped(name: str, fn: Callable, rates: np.ndarray) -> Contender:
 
 
 def torch_vmapped(problem: Problem, rates: np.ndarray, batch_at: Callable) -> Contender:
-    """The first steps of all runs at once, by the same rules, in PyTorch."""
+    """Return a contender that makes the first steps of all runs at once, in PyTorch."""
     start = [torch.tensor(np.asarray(leaf)) for leaf in jax.tree.leaves(problem.params)]
     batches = jax.device_get([batch_at(t) for t in range(TORCH_STEPS)])
     batches = [[torch.tensor(leaf) for leaf in batch] for batch in batches]
@@ -136,7 +131,7 @@ def torch_vmapped(problem: Problem, rates: np.ndarray, batch_at: Callable) -> Co
 
 
 def contend(name: str) -> list[Contender]:
-    """All contenders for a problem; the first is what the others are compared with."""
+    """Return all contenders for a problem; the others are compared with the first."""
     rates = RATES[name].astype(np.float32)
     first = jax.devices()[:1]
     if name == "line":
@@ -146,8 +141,7 @@ def contend(name: str) -> list[Contender]:
         optimizer, keep = optax.sgd, lambda loss, params: (loss, params)
     else:
         problem = digits(STEPS)
-        images, labels = sklearn_datasets.load_digits(return_X_y=True)
-        arrays = jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels)
+        arrays = jax.tree.map(jnp.asarray, all_digits())
         data = batch_at = jaxfit.minibatches(arrays, 64, jax.random.key(0))
         optimizer, keep = optax.adam, lambda loss, params: (loss,)
     hand = by_hand(problem, optimizer, batch_at, keep)
@@ -174,7 +168,7 @@ def check(contenders: list[Contender]) -> None:
 
 
 def scale(number: int) -> None:
-    """Sweep so many rates of the line; print ns for each run and step, and MB at most."""
+    """Sweep a number of rates of the line; print it, ns per run and step, s, and MB of memory."""
     problem = line(STEPS)
     every = {"data": problem.data, "record": lambda step: step.loss, "record_every": STEPS}
 
@@ -183,46 +177,33 @@ def scale(number: int) -> None:
         return problem.loss(run.state.params, problem.data)
 
     rates = np.linspace(0.01, 0.9, number).astype(np.float32)
-    duration = seconds(lambda: jaxfit.sweep(fn, {"lr": rates}).values)
+    duration = _bench.seconds(lambda: jaxfit.sweep(fn, {"lr": rates}).values)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{number:,}|{1e9 * duration / number / STEPS:.1f}|{duration:.2f}|{memory:.0f}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmarks.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--repeats", type=int, default=7, help="rounds to take medians of (7)")
-    parser.add_argument("--markdown", action="store_true", help="print GitHub's tables")
+    """Check and time all contenders, and print the tables."""
+    parser = _bench.parser("sweep", __doc__, repeats=7)
     parser.add_argument("--scale", type=int, metavar="N", help="only sweep N rates of the line")
-    args = parser.parse_args()
-
-    jax.config.update("jax_enable_compilation_cache", False)
+    args = _bench.parse(parser)
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
     if args.scale:
         scale(args.scale)
         return
-    for name in RATES if sklearn_datasets else ["line"]:
+    for name in RATES if datasets else ["line"]:
         contenders = contend(name)
         check(contenders)
-        head = (
-            f"{name}, {len(RATES[name]):,} rates, {STEPS:,} steps",
-            "µs per run and step",
-            "ratio",
-        )
-        print(table(head, time_steps(contenders, args.repeats), args.markdown), end="\n\n")
+        title = f"{name}, {len(RATES[name]):,} rates, {STEPS:,} steps"
+        _bench.print_comparison(args, title, contenders, "µs per run and step")
     command = [sys.executable, "-m", "experiments.benchmarks.sweep", "--scale"]
     lines = [
         subprocess.run([*command, str(n)], check=True, capture_output=True, text=True).stdout
         for n in SCALING
     ]
     head = "runs of the line", "ns per run and step", "s", "MB of memory at most"
-    print(table(head, [tuple(line.strip().split("|")) for line in lines], args.markdown))
-    print(
-        f"\n{machine()}, on {len(jax.devices())} devices: {' '.join([parser.prog, *sys.argv[1:]])}"
-    )
+    _bench.print_table(args, head, [tuple(line.strip().split("|")) for line in lines])
+    _bench.print_source(parser)
 
 
 if __name__ == "__main__":

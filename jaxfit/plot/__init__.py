@@ -1,7 +1,7 @@
-"""Pictures of runs, drawn after the run from its trajectory; matplotlib only.
+"""Draw runs after the fact, from their trajectories, with matplotlib.
 
-Every function takes ``ax=None`` and draws on a new figure's axes then. Colours are those of Okabe
-and Ito, which all kinds of colour vision tell apart.
+Every function that draws takes ``ax``, the axes to draw on, and makes a new figure if it is None.
+Colours are from the palette of Okabe and Ito, which can be told apart with any colour vision.
 """
 
 from jaxfit.plot.animation import animate_fit, save

@@ -1,4 +1,4 @@
-"""Animations: a fit that moves through its run, and how to save one."""
+"""Animate a fit over its run, and save animations."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.animation import Animation, FuncAnimation
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
+from jaxfit._types import Params
 from jaxfit.plot import static
-from jaxfit.train import Run
+from jaxfit.run import Run
 
-# What stands on matplotlib's buttons, in the place of an icon font from a content network: signs
-# that every font has.
+# The icons on matplotlib's buttons come from a font that the page would fetch; these signs are in
+# every font.
 _BUTTONS = {
     "minus": "−",
     "fast-backward": "|◀",
@@ -33,37 +36,47 @@ _BUTTONS = {
 
 def animate_fit(
     run: Run,
-    model: Callable[[Any, Any], Any],
+    model: Callable[[Params, Any], Any],
     data: tuple[Any, Any],
     *,
     interval: int = 20,
     ax: Axes | None = None,
 ) -> FuncAnimation:
-    """Let the fitted line move through a run: one frame for every recorded row.
+    """Animate the line that a model fits to data, with one frame for every recorded row.
 
     Args:
       run: a run whose recorder kept ``"params"`` and ``"loss"``.
       model: ``model(params, x) -> prediction [examples]``.
-      data: x and y, as `fit` takes them.
-      interval: milliseconds for each frame.
-      ax: where to draw; a new figure if None.
+      data: ``(x, y)``, as in `fit`.
+      interval: milliseconds from one frame to the next.
+      ax: the axes to draw on; those of a new figure if None.
 
     Returns:
-      The animation. As everywhere in matplotlib, keep a reference to it while it is shown.
+      The animation. As with all of matplotlib's, keep a reference to it while it is shown.
 
     Raises:
-      ValueError: if the run did not record what is drawn, or these are many runs.
+      ValueError: if ``"params"`` or ``"loss"`` was not recorded, these are many runs made under
+        ``jax.vmap``, or another column of x than the first varies.
+
+    >>> import tempfile, jax.numpy as jnp, optax, jaxfit.plot
+    >>> data = jnp.array([[0.0, 1.0], [1.0, 1.0]]), jnp.array([2.0, 5.0])
+    >>> loss = jaxfit.losses.objective(jaxfit.models.linear, jaxfit.losses.mse)
+    >>> run = jaxfit.train(loss, jnp.zeros(2), optax.sgd(0.1), 3, data=data)
+    >>> animation = jaxfit.plot.animate_fit(run, jaxfit.models.linear, data)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     jaxfit.plot.save(animation, f"{folder}/fit.html").name
+    'fit.html'
     """
-    static.one_run(run, "plot.animate_fit")
-    trajectory = static.kept(run, "params", "plot.animate_fit")
-    losses = np.asarray(static.kept(run, "loss", "plot.animate_fit"))
+    static.check_one_run(run, "plot.animate_fit")
+    trajectory = static.recorded(run, "params", "plot.animate_fit")
+    losses = np.asarray(static.recorded(run, "loss", "plot.animate_fit"))
     steps = np.asarray(run.steps)
-    places, inputs = static.grid(data[0])
+    positions, inputs = static.line_inputs(data[0])
     lines = np.asarray(jax.jit(jax.vmap(lambda params: model(params, inputs)))(trajectory))
 
     ax = static.fit(model, None, data, ax=ax)
-    (line,) = ax.plot(places, lines[0], color=static.ORANGE, linewidth=2, label="fit")
-    # All lines are in view, but for those of a run on its way to infinity.
+    (line,) = ax.plot(positions, lines[0], color=static.ORANGE, linewidth=2, label="fit")
+    # All lines are in view, except what lies far off in a run that diverges.
     low, high = np.min(data[1]), np.max(data[1])
     margin = 2 * (high - low) or 1.0
     near = lines[(lines > low - margin) & (lines < high + margin)]
@@ -72,7 +85,7 @@ def animate_fit(
     ax.legend(loc="upper left")
     title = ax.set_title(" ")
 
-    def draw(row: int):
+    def draw(row: int) -> tuple[Line2D, Text]:
         line.set_ydata(lines[row])
         title.set_text(f"step {steps[row]:4d}   loss {losses[row]:.4f}")
         return line, title
@@ -83,20 +96,28 @@ def animate_fit(
 
 
 def save(animation: Animation, path: str | pathlib.Path, *, dpi: float = 100) -> pathlib.Path:
-    """Save an animation in the format that the ending of its path names.
+    """Save an animation in the format that its path ends in.
 
     Args:
-      animation: what `animate_fit` or matplotlib returned.
-      path: where to; ``.html`` is one file with the frames in it and buttons to play them,
-        ``.gif`` needs nothing more, ``.mp4`` needs the extra ``video``.
+      animation: an animation from `animate_fit` or from matplotlib.
+      path: the file to write. ``.html`` is a page that holds the frames and buttons to play them;
+        ``.gif`` needs nothing else; ``.mp4`` needs the extra ``video``.
       dpi: dots per inch.
 
     Returns:
       The path.
 
     Raises:
-      ValueError: for any other ending.
-      ImportError: for ``.mp4`` where imageio-ffmpeg is not installed.
+      ValueError: if the path ends in anything else.
+      ImportError: if it ends in ``.mp4`` and imageio-ffmpeg is not installed.
+
+    >>> import tempfile, matplotlib.pyplot as plt, jaxfit.plot
+    >>> from matplotlib.animation import FuncAnimation
+    >>> figure, ax = plt.subplots()
+    >>> animation = FuncAnimation(figure, lambda frame: ax.plot([0, frame]), frames=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     jaxfit.plot.save(animation, f"{folder}/lines.gif").name
+    'lines.gif'
     """
     path = pathlib.Path(path)
     if path.suffix == ".html":
@@ -124,7 +145,7 @@ def save(animation: Animation, path: str | pathlib.Path, *, dpi: float = 100) ->
 
 
 def _standalone(page: str) -> str:
-    """Make matplotlib's player a page of its own, without the icon font it fetches."""
+    """Return matplotlib's player as a whole page, without the icon font that it would fetch."""
     body = re.sub(r"<link[^>]*https?://[^>]*>", "", page)
     for icon, sign in _BUTTONS.items():
         body = re.sub(rf'<i class="fa fa-{icon}"></i>', sign, body)

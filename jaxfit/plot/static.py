@@ -1,4 +1,4 @@
-"""Plots that stand still: a fit, a loss curve, a path over the contours of the loss."""
+"""Static plots: a fit, a loss curve, a path over the contours of the loss."""
 
 from __future__ import annotations
 
@@ -11,37 +11,39 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from jaxfit import _tree
-from jaxfit._rows import Rows
-from jaxfit.train import Run
+from jaxfit._disk.rows import DiskRows
+from jaxfit._types import Batch, Loss, Params, PyTree
+from jaxfit.run import Run
 
 BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
 
 
 def fit(
-    model: Callable[[Any, Any], Any],
-    params: Any,
+    model: Callable[[Params, Any], Any],
+    params: Params | None,
     data: tuple[Any, Any],
     *,
     ax: Axes | None = None,
     label: str | None = None,
 ) -> Axes:
-    """Draw the points of a data set and the line a model fits to them.
+    """Draw the points of a data set and the line that a model fits to them.
 
     Args:
       model: ``model(params, x) -> prediction [examples]``.
-      params: its parameters; None to draw the points alone.
-      data: x and y. x is [examples], or [examples, features] of which the first column is drawn
-        and the others are constant, such as a column of ones; y is [examples].
-      ax: where to draw; a new figure if None.
-      label: what the legend says of the line.
+      params: the parameters of the model; None to draw the points alone.
+      data: ``(x, y)``. x is ``[examples]``, or ``[examples, features]`` with all columns but the
+        first constant, such as a column of ones; the first is drawn. y is ``[examples]``.
+      ax: the axes to draw on; those of a new figure if None.
+      label: the label of the line in the legend.
 
     Returns:
       The axes.
 
     Raises:
-      ValueError: if x has a second column that varies.
+      ValueError: if another column of x than the first varies.
 
     >>> import jax.numpy as jnp, jaxfit.plot
     >>> data = jnp.array([[0.0, 1.0], [1.0, 1.0]]), jnp.array([2.0, 5.0])
@@ -50,26 +52,26 @@ def fit(
     """
     ax = _axes(ax)
     x, y = data
-    places, inputs = grid(x)
-    ax.scatter(first_column(x), y, s=14, color=BLUE, label="data")
+    positions, inputs = line_inputs(x)
+    ax.scatter(_first_column(x), y, s=14, color=BLUE, label="data")
     if params is not None:
-        ax.plot(places, model(params, inputs), color=ORANGE, linewidth=2, label=label or "fit")
+        ax.plot(positions, model(params, inputs), color=ORANGE, linewidth=2, label=label or "fit")
         ax.legend()
     ax.set(xlabel="x", ylabel="y")
     return ax
 
 
 def loss(run: Run, *, ax: Axes | None = None, label: Any = None, **style: Any) -> Axes:
-    """Draw the loss against the step, on a logarithmic scale if all that is drawn is positive.
+    """Draw the loss against the step, on a logarithmic scale if all losses are positive.
 
-    With zeros, the scale is linear around zero and logarithmic from the smallest loss that is not;
-    with negative losses, it is linear. Losses that are not finite are gaps.
+    If some are zero, the scale is linear around zero, and logarithmic from the smallest positive
+    loss on; if some are negative, it is linear. A loss that is not finite leaves a gap.
 
     Args:
-      run: a run whose recorder kept ``"loss"``; or many runs made under ``jax.vmap``, whose losses
-        are [runs, rows]: one line each.
-      ax: where to draw; a new figure if None.
-      label: what the legend says; for many runs a label for each, such as their learning rates.
+      run: a run whose recorder kept ``"loss"``; or many runs made under ``jax.vmap``, with losses
+        ``[runs, rows]``, each of which is drawn as a line.
+      ax: the axes to draw on; those of a new figure if None.
+      label: the label in the legend; for many runs one label for each, such as its learning rate.
       **style: passed to ``Axes.plot``.
 
     Returns:
@@ -83,7 +85,7 @@ def loss(run: Run, *, ax: Axes | None = None, label: Any = None, **style: Any) -
     >>> jaxfit.plot.loss(run).get_yscale()
     'log'
     """
-    values = np.atleast_2d(kept(run, "loss", "plot.loss"))
+    values = np.atleast_2d(recorded(run, "loss", "plot.loss"))
     steps = np.broadcast_to(np.asarray(run.steps), values.shape)
     labels = [None] * len(values) if label is None else list(np.atleast_1d(label))
     if len(labels) != len(values):
@@ -96,12 +98,10 @@ def loss(run: Run, *, ax: Axes | None = None, label: Any = None, **style: Any) -
     elif "color" not in style and not ax.lines:
         style = style | {"color": BLUE}
     values = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
-    for step, value, one in zip(steps, values, labels, strict=True):
-        ax.plot(step, value, label=_text(one), **style)
+    for line_steps, line_values, line_label in zip(steps, values, labels, strict=True):
+        ax.plot(line_steps, line_values, label=_label_text(line_label), **style)
     ax.set(xlabel="step", ylabel="loss")
-    in_data = lambda line: line.get_transform().contains_branch_seperately(ax.transData)[1]
-    drawn = [np.ravel(line.get_ydata()) for line in ax.lines if in_data(line)]  # and no axvline
-    _scale(ax, np.concatenate(drawn))
+    _set_scale(ax, np.concatenate([_heights(ax, line) for line in ax.lines]))
     if label is not None:
         ax.legend()
     return ax
@@ -109,29 +109,29 @@ def loss(run: Run, *, ax: Axes | None = None, label: Any = None, **style: Any) -
 
 def path(
     run: Run,
-    loss: Callable[..., Any],
-    data: Any = None,
+    loss: Loss,
+    data: Batch = None,
     *,
     ax: Axes | None = None,
     names: tuple[str, str] = ("$a_0$", "$a_1$"),
     label: str = "path",
 ) -> Axes:
-    """Draw the way of two parameters over the contours of the loss.
+    """Draw the path of two parameters over the contours of the loss.
 
     Args:
       run: a run of two parameters whose recorder kept ``"params"``.
       loss: the loss of the run, ``loss(params, data)``, or ``loss(params)`` if ``data`` is None.
-      data: what the contours are the loss of.
-      ax: where to draw; a new figure if None.
-      names: what to write at the axes.
-      label: what the legend says of the path.
+      data: the data on which the contours of the loss are computed.
+      ax: the axes to draw on; those of a new figure if None.
+      names: the labels of the two axes.
+      label: the label of the path in the legend.
 
     Returns:
       The axes.
 
     Raises:
-      ValueError: if these are many runs, there are not two real parameters, or ``"params"`` was
-        not recorded.
+      ValueError: if ``"params"`` was not recorded, the parameters are not two real numbers, or
+        these are many runs made under ``jax.vmap``.
 
     >>> import jax.numpy as jnp, optax, jaxfit.plot
     >>> bowl = lambda a: a[0] ** 2 + 3.0 * a[1] ** 2
@@ -139,8 +139,8 @@ def path(
     >>> jaxfit.plot.path(run, bowl).get_xlabel()
     '$a_0$'
     """
-    one_run(run, "plot.path")
-    trained = jax.tree.leaves(_tree.partition(kept(run, "params", "plot.path"))[0])
+    check_one_run(run, "plot.path")
+    trained = jax.tree.leaves(_tree.partition(recorded(run, "params", "plot.path"))[0])
     last, rest = _tree.partition(run.state.params)
     points = np.concatenate([np.reshape(leaf, (len(run.steps), -1)) for leaf in trained], axis=1)
     if points.shape[1] != 2 or np.iscomplexobj(points):
@@ -150,9 +150,9 @@ def path(
         )
     end, unravel = jax.flatten_util.ravel_pytree(last)
     points = np.concatenate([points, np.asarray(end)[None]]).astype(np.float64)
-    points = points[np.isfinite(points).all(axis=1)]  # what is left of a run that diverged
+    points = points[np.isfinite(points).all(axis=1)]  # of a run that diverged
 
-    def height(point):
+    def height(point: jax.Array) -> Any:
         params = _tree.combine(unravel(point), rest)
         return loss(params) if data is None else loss(params, data)
 
@@ -165,7 +165,7 @@ def path(
 
     ax = _axes(ax)
     if finite.size and finite.max() > (lowest := finite.min()):
-        # Lines crowd where the loss is steep; at the squares of equal distances they spread.
+        # Quadratic spacing of the levels keeps lines from crowding where the loss is steep.
         levels = lowest + (finite.max() - lowest) * np.linspace(0.02, 1.0, 14) ** 2
         drawn = ax.contour(
             a, b, np.ma.masked_invalid(heights), levels=levels, cmap="viridis", linewidths=0.8
@@ -179,42 +179,47 @@ def path(
     return ax
 
 
-def first_column(x: Any) -> np.ndarray:
-    """Return what a picture shows of x: [examples]."""
-    return np.asarray(x) if np.ndim(x) == 1 else np.asarray(x)[:, 0]
+def line_inputs(x: Any) -> tuple[np.ndarray, jax.Array]:
+    """Return 200 positions along the horizontal axis, and the x of the model at each of them.
 
+    Args:
+      x: ``[examples]`` or ``[examples, features]``, as in `fit`.
 
-def grid(x: Any) -> tuple[np.ndarray, Any]:
-    """Return 200 places along the horizontal axis, and the x that a model takes for them."""
+    Returns:
+      The positions ``[200]``, and x ``[200]`` or ``[200, features]``.
+
+    Raises:
+      ValueError: if another column of x than the first varies.
+    """
     dtype = jnp.result_type(x, float)
-    drawn = first_column(x)
-    places = np.linspace(drawn.min(), drawn.max(), 200)
+    drawn = _first_column(x)
+    positions = np.linspace(drawn.min(), drawn.max(), 200)
     if np.ndim(x) == 1:
-        return places, jnp.asarray(places, dtype)
+        return positions, jnp.asarray(positions, dtype)
     others = np.asarray(x)[:, 1:]
     if np.ptp(others, axis=0).any():
         raise ValueError(
             f"a fit is drawn over one variable, but x of shape {np.shape(x)} has a second column "
             f"that varies: draw one column, with the others constant."
         )
-    columns = [places, *np.broadcast_to(others[0], (200, others.shape[1])).T]
-    return places, jnp.asarray(np.stack(columns, axis=1), dtype)
+    columns = [positions, *np.broadcast_to(others[0], (200, others.shape[1])).T]
+    return positions, jnp.asarray(np.stack(columns, axis=1), dtype)
 
 
-def kept(run: Run, name: str, caller: str) -> Any:
-    """Return what the recorder kept under a name, read if it is on disk."""
+def recorded(run: Run, name: str, caller: str) -> PyTree:
+    """Return what the recorder kept under a name, in memory, or raise if it kept nothing there."""
     if not isinstance(run.trajectory, dict) or name not in run.trajectory:
         held = list(run.trajectory) if isinstance(run.trajectory, dict) else type(run.trajectory)
         raise ValueError(
             f"{caller} draws {name!r}, but the trajectory holds {held}: "
             f"record it, as jaxfit.record.whole does."
         )
-    read = lambda leaf: leaf[:] if isinstance(leaf, Rows) else leaf
-    return jax.tree.map(read, run.trajectory[name])
+    rows: PyTree = run.trajectory[name]
+    return jax.tree.map(lambda leaf: leaf[:] if isinstance(leaf, DiskRows) else leaf, rows)
 
 
-def one_run(run: Run, caller: str) -> None:
-    """Refuse many runs made under ``jax.vmap``."""
+def check_one_run(run: Run, caller: str) -> None:
+    """Check that this is one run, and not many made under ``jax.vmap``."""
     if np.ndim(run.steps) != 1:
         raise ValueError(
             f"{caller} draws one run, but was given runs of shape {np.shape(run.steps)}: "
@@ -222,8 +227,19 @@ def one_run(run: Run, caller: str) -> None:
         )
 
 
-def _scale(ax: Axes, values: np.ndarray) -> None:
-    """Set the vertical scale that shows all of the values, some of which can be NaN."""
+def _first_column(x: Any) -> np.ndarray:
+    """Return the part of x that is drawn: [examples]."""
+    return np.asarray(x) if np.ndim(x) == 1 else np.asarray(x)[:, 0]
+
+
+def _heights(ax: Axes, line: Line2D) -> np.ndarray:
+    """Return a line's vertical data; none if it is in units of the axes, as ``axvline`` is."""
+    is_data = line.get_transform().contains_branch_seperately(ax.transData)[1]
+    return np.ravel(line.get_ydata()) if is_data else np.zeros(0)
+
+
+def _set_scale(ax: Axes, values: np.ndarray) -> None:
+    """Set the vertical scale that shows all values, some of which can be NaN."""
     if (values < 0).any() or not (positive := values[values > 0]).size:
         ax.set_yscale("linear")
     elif (values == 0).any():
@@ -232,12 +248,13 @@ def _scale(ax: Axes, values: np.ndarray) -> None:
         ax.set_yscale("log")
 
 
-def _text(label: Any) -> str | None:
-    """Write a label, floats with three digits."""
+def _label_text(label: Any) -> str | None:
+    """Return the text of a label, floats with three digits."""
     if label is None:
         return None
     return f"{label:.3g}" if isinstance(label, float | np.floating) else str(label)
 
 
 def _axes(ax: Axes | None) -> Axes:
+    """Return the given axes, or those of a new figure."""
     return plt.subplots(layout="constrained")[1] if ax is None else ax

@@ -1,11 +1,14 @@
-"""What a pytree is made of, as JSON: to build it again, and to tell how two differ."""
+"""Pytrees as JSON: their structure, with dtypes and shapes in place of arrays.
+
+Trees here hold no PRNG keys, but the numbers of keys that ``_tree.without_keys`` gives.
+"""
 
 from __future__ import annotations
 
 import collections
 import functools
 import sys
-import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -13,28 +16,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfit import _check, _tree
+from jaxfit._types import PyTree
 from jaxfit.run import State
 
 
 def is_stored(leaf: Any) -> bool:
-    """Tell whether a leaf is an array, or stands for one; keys are to be their numbers."""
-    numbers = isinstance(leaf, bool | int | float | complex) and not isinstance(leaf, np.generic)
-    return isinstance(leaf, jax.ShapeDtypeStruct) or (_tree.is_array(leaf) and not numbers)
+    """Return whether a leaf is stored as an array, or stands for one; Python's numbers are not."""
+    number = isinstance(leaf, bool | int | float | complex) and not isinstance(leaf, np.generic)
+    return isinstance(leaf, jax.ShapeDtypeStruct) or (_tree.is_array(leaf) and not number)
 
 
-def stored(tree: Any) -> list[Any]:
-    """List the leaves that are arrays."""
+def stored(tree: PyTree) -> list[Any]:
+    """Return the leaves that are stored as arrays."""
     return [leaf for leaf in jax.tree.leaves(tree) if is_stored(leaf)]
 
 
-def filled(tree: Any, arrays: Any) -> Any:
-    """Put others in the place of a tree's arrays."""
+def fill(tree: PyTree, arrays: Iterable[Any]) -> PyTree:
+    """Put arrays in place of the `stored` leaves of a tree."""
     arrays = iter(arrays)
     return jax.tree.map(lambda leaf: next(arrays) if is_stored(leaf) else leaf, tree)
 
 
-def encode(tree: Any) -> Any:
-    """Turn a tree without keys into JSON: its containers, and of arrays the dtypes and shapes."""
+def encode(tree: PyTree) -> Any:
+    """Turn a tree into JSON: its containers, and the dtypes and shapes of its arrays."""
     children = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: node is not tree)
     if tree is None:
         return None
@@ -47,12 +51,13 @@ def encode(tree: Any) -> Any:
         return {"state": parts}
     if type(tree) in (list, tuple):
         return {type(tree).__name__: parts}
-    if isinstance(tree, tuple) and len(getattr(tree, "_fields", ())) == len(parts):
+    fields = getattr(tree, "_fields", ())
+    if isinstance(tree, tuple) and len(fields) == len(parts):
         name = f"{type(tree).__module__}:{type(tree).__qualname__}"
-        return {"namedtuple": name, "fields": list(tree._fields), "of": parts}  # type: ignore
+        return {"namedtuple": name, "fields": list(fields), "of": parts}
     names = [_name(path[0]) for path, _ in children]
     encoded = [_encode_name(name) for name in names]
-    # Names that come back as text would sort in another order.
+    # A dict whose names come back as text would be sorted differently, so it becomes a node.
     kind = "dict" if type(tree) is dict and [*map(_decode_name, encoded)] == names else "node"
     if len(set(map(repr, encoded))) < len(encoded):
         encoded = list(range(len(encoded)))
@@ -68,7 +73,7 @@ def _encode_leaf(leaf: Any) -> Any:
 
 
 def _name(key: Any) -> Any:
-    """Return what JAX calls a child of a node, without its brackets."""
+    """Return JAX's name for a child of a node, without brackets."""
     for attribute in "key", "idx", "name":
         if hasattr(key, attribute):
             return getattr(key, attribute)
@@ -76,7 +81,7 @@ def _name(key: Any) -> Any:
 
 
 def _encode_name(name: Any) -> Any:
-    """Keep what JSON tells from all else, and give the rest its type, or make it text."""
+    """Keep a name whose type JSON has; write down the type of bytes and tuples; else use text."""
     name = name.item() if isinstance(name, np.generic) else name
     if name is None or isinstance(name, bool | int | float | str):
         return name
@@ -98,21 +103,21 @@ def _decode_name(name: Any) -> Any:
     raise ValueError(f"{_check.show(name)} is no key of a dict")
 
 
-def decode(spec: Any) -> Any:
-    """Undo `encode`, as far as that runs nobody's code; arrays come as ShapeDtypeStruct.
+def decode(spec: Any) -> PyTree:
+    """Undo `encode` as far as possible without running code that the JSON names.
+
+    Returns:
+      A tree with ShapeDtypeStructs in place of arrays. Nodes of types other than Python's
+      containers come back as ordered dicts, and functions as their names.
 
     Raises:
-      Exception: of one kind or another, if ``spec`` is not what `encode` gives.
+      Exception: of any type, if ``spec`` did not come from `encode`.
     """
     match spec:
         case None:
             return None
         case {"array": str(name), "shape": list(shape)}:
-            dtype = np.dtype(name)
-            if not jnp.issubdtype(dtype, np.number) and dtype.kind != "b":
-                raise ValueError(f"{name[:50]!r} is no dtype of numbers")
-            view = np.broadcast_to(np.zeros((), dtype), shape)  # takes any shape that there can be
-            return jax.ShapeDtypeStruct(view.shape, dtype)
+            return _decode_array(name, shape)
         case {"keys": str(kind), "of": of}:
             data = decode(of)
             jax.eval_shape(functools.partial(jax.random.wrap_key_data, impl=kind), data)
@@ -129,51 +134,38 @@ def decode(spec: Any) -> Any:
             return tuple([decode(part) for part in parts])
         case {"dict": list(pairs)}:
             return _decode_pairs(pairs, dict)
-        case {"node": list(pairs)}:  # whose order JAX keeps
+        case {"node": list(pairs)}:  # an ordered dict, because JAX keeps its order
             return _decode_pairs(pairs, collections.OrderedDict)
         case {"namedtuple": str(name), "fields": list(fields), "of": list(parts)}:
             return _decode_fields(name, fields, [decode(part) for part in parts])
     raise ValueError(f"{_check.show(spec)} is no part of a tree")
 
 
-def _decode_pairs(pairs: list[Any], kind: type) -> Any:
+def _decode_array(name: str, shape: list[Any]) -> jax.ShapeDtypeStruct:
+    dtype = np.dtype(name)
+    if not jnp.issubdtype(dtype, np.number) and dtype.kind != "b":
+        raise ValueError(f"{name[:50]!r} is no dtype of numbers")
+    view = np.broadcast_to(np.zeros((), dtype), shape)  # fails for shapes that no array can have
+    return jax.ShapeDtypeStruct(view.shape, dtype)
+
+
+def _decode_pairs(pairs: list[Any], kind: type) -> PyTree:
     made = kind([(_decode_name(name), decode(part)) for name, part in pairs])
-    jax.tree.leaves(made)  # of a dict only if its keys can be sorted
+    jax.tree.leaves(made)  # fails if the keys of a dict cannot be sorted
     if len(made) < len(pairs):
         raise ValueError("a dict has a key twice")
     return made
 
 
-def _decode_fields(path: str, fields: list[str], parts: list[Any]) -> Any:
-    """Make a named tuple of a class that is imported, if it has these fields, or of a new one."""
+def _decode_fields(path: str, fields: list[str], parts: list[Any]) -> PyTree:
+    """Make a named tuple of its class if that is imported with these fields, else of a new one."""
     if len(fields) != len(parts):
         raise ValueError("a named tuple has other fields than values")
     module, _, name = path.partition(":")
-    made: Any = vars(sys.modules[module]).get(name) if module in sys.modules else None
-    alike = isinstance(made, type) and issubclass(made, tuple)
-    if not alike or list(getattr(made, "_fields", [])) != fields:
-        made = collections.namedtuple("Decoded", fields, rename=True)  # type: ignore
-        made.__name__ = name.rpartition(".")[2]
-    return tuple.__new__(made, parts)  # which runs no code of the class
-
-
-def checksum(leaf: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
-
-
-def describe(tree: Any) -> dict[str, list[Any]]:
-    """Say of every leaf of a tree without keys what it is, with a checksum of what is in it."""
-    described = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        text, value = _check.show(leaf), None
-        if is_stored(leaf):
-            text = _check.shapes(leaf)
-            if not isinstance(leaf, jax.ShapeDtypeStruct) and is_here(leaf):
-                value = checksum(np.asarray(leaf))
-        described[jax.tree_util.keystr(path)] = [text, value]
-    return described
-
-
-def is_here(leaf: Any) -> bool:
-    """Tell whether this process has all of an array."""
-    return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
+    kind: Any = vars(sys.modules[module]).get(name) if module in sys.modules else None
+    is_tuple = isinstance(kind, type) and issubclass(kind, tuple)
+    if not is_tuple or list(getattr(kind, "_fields", [])) != fields:
+        new = collections.namedtuple("Decoded", fields, rename=True)  # type: ignore[misc]
+        new.__name__ = name.rpartition(".")[2]
+        kind = new
+    return tuple.__new__(kind, parts)  # unlike kind(*parts), runs no code of the class

@@ -1,4 +1,4 @@
-"""Arrays whose rows stay on disk until they are asked for."""
+"""Arrays whose rows stay on disk until they are indexed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# What of an array is about its memory, or writes to it; all else rows have, too.
+# Attributes of np.ndarray that concern its memory, or write to it; `DiskRows` has all others.
 _IN_MEMORY = {"base", "byteswap", "ctypes", "data", "device", "fill", "flags", "flat", "partition"}
 _IN_MEMORY |= {"put", "resize", "setfield", "setflags", "sort", "strides", "to_device", "view"}
 
 
-class Rows(np.lib.mixins.NDArrayOperatorsMixin):
-    """The rows of one recorded array ``[rows, …]``, read from disk when they are asked for.
+class DiskRows(np.lib.mixins.NDArrayOperatorsMixin):
+    """The rows of one recorded array ``[rows, …]``, read from disk when they are indexed.
 
-    What it is indexed by, the row first, decides which chunks are read; the result is a NumPy array
-    (of PRNG keys, one of JAX's). Arithmetic, the methods of arrays, NumPy's functions,
+    The first index, that of the row, decides which chunks are read; the result is a NumPy array, or
+    an array of JAX's for PRNG keys. Arithmetic, the methods of arrays, NumPy's functions,
     ``np.asarray`` and ``jnp.asarray`` read all rows. JAX's transformations and most of its
-    functions take no arrays but its own and NumPy's: give them what ``np.asarray`` reads.
+    functions accept only JAX's and NumPy's arrays: give them what ``np.asarray`` returns.
     """
 
     def __init__(
@@ -30,15 +30,22 @@ class Rows(np.lib.mixins.NDArrayOperatorsMixin):
         ends: Sequence[int],
         row: jax.ShapeDtypeStruct,
         key_kind: Any = None,
-    ):
-        """Join what functions read; ``ends`` is the row after each of them."""
+    ) -> None:
+        """Join the arrays that some functions read.
+
+        Args:
+          parts: functions that each read the rows of one chunk, an array ``[rows, …]``.
+          ends: for every part, the row after its last.
+          row: the shape and dtype of one row as it is stored.
+          key_kind: if the rows are PRNG keys, their implementation (``jax.random.key_impl``).
+        """
         self._parts, self._ends, self._row, self._kind = parts, np.asarray(ends), row, key_kind
-        self._last: tuple[int, Any] = -1, None  # the part that was read last
+        self._last = -1, np.empty(0)  # the part that was read last: its number and its rows
 
     @property
     def shape(self) -> tuple[int, ...]:
-        one = self._row.shape if self._kind is None else self._row.shape[:-1]
-        return (int(self._ends[-1]) if len(self._ends) else 0, *one)
+        row = self._row.shape if self._kind is None else self._row.shape[:-1]
+        return (int(self._ends[-1]) if len(self._ends) else 0, *row)
 
     @property
     def dtype(self) -> Any:
@@ -56,7 +63,7 @@ class Rows(np.lib.mixins.NDArrayOperatorsMixin):
 
     @property
     def itemsize(self) -> int:
-        return self.dtype.itemsize
+        return int(self.dtype.itemsize)
 
     @property
     def nbytes(self) -> int:
@@ -66,7 +73,7 @@ class Rows(np.lib.mixins.NDArrayOperatorsMixin):
         return self.shape[0]
 
     def __repr__(self) -> str:
-        # JAX puts this in its sentence on arguments that are none.
+        # JAX quotes this when it refuses the object as an argument, so it says what to do.
         return f"Rows of {self.dtype}{list(self.shape)} on disk (read by np.asarray)"
 
     def __contains__(self, value: Any) -> bool:
@@ -83,12 +90,12 @@ class Rows(np.lib.mixins.NDArrayOperatorsMixin):
         return np.asarray(self[:], dtype)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **keywords: Any) -> Any:
-        if method == "at" or any(isinstance(one, Rows) for one in keywords.get("out", ())):
+        if method == "at" or any(isinstance(one, DiskRows) for one in keywords.get("out", ())):
             raise TypeError(
                 f"np.{ufunc.__name__} was to write to rows on disk, which are only read: "
                 f"give it np.asarray of them."
             )
-        whole = [np.asarray(one) if isinstance(one, Rows) else one for one in inputs]
+        whole = [np.asarray(one) if isinstance(one, DiskRows) else one for one in inputs]
         return getattr(ufunc, method)(*whole, **keywords)
 
     def __getitem__(self, index: Any) -> Any:
@@ -106,32 +113,34 @@ class Rows(np.lib.mixins.NDArrayOperatorsMixin):
                 raise IndexError(f"index {number} is out of bounds for {len(self)} rows")
             return self._read(np.array([number % len(self)]))[(0, *rest)]
         if np.ndim(first) == 1 and not rest:
-            chosen = first if isinstance(first, list) else np.asarray(first)  # NumPy knows of []
+            # An empty list selects nothing, but the array that NumPy makes of it has floats.
+            chosen = first if isinstance(first, list) else np.asarray(first)
             return self._read(np.arange(len(self))[chosen])
-        return self[:][index]  # whatever else NumPy has
+        return self[:][index]  # all other ways to index that NumPy has
 
     def _read(self, rows: np.ndarray) -> Any:
+        """Read some rows: NumPy's array ``[rows, …]``, or JAX's of keys."""
         within = np.searchsorted(self._ends, rows, side="right")
         needed = np.unique(within).tolist()
-        for part in needed[:1]:
-            self._part(part)  # and see that rows are of this shape before there is room for all
+        if needed:  # checks the shape of the rows on disk before memory for all is allocated
+            self._read_part(needed[0])
         out = np.empty((len(rows), *self._row.shape), self._row.dtype)
         for part in needed:
             begin = self._ends[part - 1] if part else 0
-            out[within == part] = self._part(part)[rows[within == part] - begin]
-        return (
-            out
-            if self._kind is None
-            else jax.random.wrap_key_data(jnp.asarray(out), impl=self._kind)
-        )
+            out[within == part] = self._read_part(part)[rows[within == part] - begin]
+        if self._kind is None:
+            return out
+        return jax.random.wrap_key_data(jnp.asarray(out), impl=self._kind)
 
-    def _part(self, number: int) -> np.ndarray:
-        last = self._last  # other threads can read another meanwhile
-        if last[0] != number:
-            last = self._last = number, self._parts[number]()
-        return last[1]
+    def _read_part(self, number: int) -> np.ndarray:
+        last, array = self._last  # as locals: another thread can read another part meanwhile
+        if last != number:
+            array = self._parts[number]()
+            self._last = number, array
+        return array
 
 
-for _name in dir(Rows):
-    if _name.startswith("__i") and hasattr(Rows, f"__{_name[3:]}"):  # __iadd__, … after __add__, …
-        setattr(Rows, _name, getattr(Rows, f"__{_name[3:]}"))  # for rows are not written to
+# Rows cannot be written to, so `rows += 1` computes a new array, as `rows = rows + 1` does.
+for _name in dir(DiskRows):
+    if _name.startswith("__i") and hasattr(DiskRows, f"__{_name[3:]}"):  # __iadd__ and __add__, …
+        setattr(DiskRows, _name, getattr(DiskRows, f"__{_name[3:]}"))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxfit._rows import Rows
+from jaxfit._disk.rows import DiskRows
 
 ENDS = [1, 10, 12, 30]
 WHOLE = np.arange(90.0).reshape(30, 3)
@@ -15,7 +15,7 @@ WHOLE = np.arange(90.0).reshape(30, 3)
 
 def made_of(whole, ends=ENDS, **options):
     parts = [lambda a=a, b=b: whole[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-    return Rows(parts, ends, jax.ShapeDtypeStruct(whole.shape[1:], whole.dtype), **options)
+    return DiskRows(parts, ends, jax.ShapeDtypeStruct(whole.shape[1:], whole.dtype), **options)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_what_numpy_does_not_take_is_refused(index, rows):
 def test_they_are_arrays_to_numpy_and_read_no_more_than_is_asked_for():
     reads = []
     part = lambda n: lambda: reads.append(n) or np.full((10, 2), n)
-    rows = Rows([part(0), part(1), part(2)], [10, 20, 30], jax.ShapeDtypeStruct((2,), np.int64))
+    rows = DiskRows([part(0), part(1), part(2)], [10, 20, 30], jax.ShapeDtypeStruct((2,), np.int64))
     assert rows.shape == (30, 2) and rows.ndim == 2 and rows.size == 60 and len(rows) == 30
     assert rows.dtype == np.int64 and rows.itemsize == 8 and rows.nbytes == 480
     assert str(rows) == "Rows of int64[30, 2] on disk (read by np.asarray)"
@@ -94,7 +94,7 @@ def test_they_are_not_written_to(rows):
     rows += 1
     rows *= 2
     assert isinstance(rows, np.ndarray) and (rows == 2 * (WHOLE + 1)).all()
-    assert isinstance(before, Rows) and (before == WHOLE).all()
+    assert isinstance(before, DiskRows) and (before == WHOLE).all()
     total = WHOLE.copy()
     total += before
     assert (total == 2 * WHOLE).all()
@@ -130,7 +130,7 @@ def test_a_reader_can_refuse_before_there_is_room_for_rows_of_48_terabytes():
     def refuse():
         raise LookupError("damaged")
 
-    rows = Rows([refuse], [10], jax.ShapeDtypeStruct((12 * 10**11,), np.float32))
+    rows = DiskRows([refuse], [10], jax.ShapeDtypeStruct((12 * 10**11,), np.float32))
     assert rows.nbytes == 48 * 10**12
     for index in 3, slice(None), [1, 2]:
         with pytest.raises(LookupError, match="damaged"):

@@ -1,0 +1,1 @@
+"""What drives runs from Python: chunks, tiles, and what they share."""

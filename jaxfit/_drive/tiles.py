@@ -1,0 +1,160 @@
+"""The tiles of a sweep: how many runs they have, and their way onto the devices and back."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxfit import _check
+from jaxfit._drive import host
+from jaxfit._drive.axes import Axis
+from jaxfit._drive.variant import Variant, run_tiles
+from jaxfit._types import PyTree
+
+# Runs of a tile, by default at most: larger tiles are no faster, and overflow the caches of a CPU.
+_LARGEST = {"cpu": 256}
+_LARGEST_ELSEWHERE = 16384
+
+
+class Started(NamedTuple):
+    """A tile on every device, whose results may still be computed."""
+
+    variant: int  # its position among all
+    runs: range  # of this variant
+    arrays: list[jax.Array]  # [devices * batch_size, …], packed
+
+
+class Results(NamedTuple):
+    """The results of some runs in host memory."""
+
+    variant: int
+    runs: range
+    arrays: list[np.ndarray]  # [runs, …], packed
+
+
+def check_devices(devices: Any) -> list[jax.Device]:
+    """Check that there is one device or more, each of them once, and return them as a list."""
+    listed = list(devices) if isinstance(devices, Iterable) else []
+    if not listed or not all(isinstance(one, jax.Device) for one in listed):
+        raise TypeError(
+            f"devices is {_check.show(devices)}, but must be one device or more in a list: "
+            f"give some of jax.devices()."
+        )
+    if repeated := [one for one in listed if listed.count(one) > 1]:
+        raise ValueError(
+            f"devices has {repeated[0]} more than once, but each device takes a part of the runs: "
+            f"give each once."
+        )
+    return listed
+
+
+def default_batch_size(devices: Sequence[jax.Device], number: int, size: int) -> int:
+    """Choose how many runs a tile has.
+
+    Args:
+      devices: the devices, which are alike.
+      number: how many runs a variant has.
+      size: the bytes of a run's result.
+    """
+    stats = devices[0].memory_stats() or {}
+    memory = stats.get("bytes_limit") or (host.memory() or 2**32) // jax.local_device_count()
+    # Results are on the device more than once: as the rows of a loop, as those of the tile that
+    # they are copied to, and as those of the tile before it, which waits to be stored.
+    fitting = memory // (8 * max(size, 1))
+    largest = max(1, min(_LARGEST.get(devices[0].platform, _LARGEST_ELSEWHERE), fitting))
+    tiles = math.ceil(number / (largest * len(devices)))
+    return math.ceil(number / (tiles * len(devices)))
+
+
+def compute(
+    variants: Sequence[Variant],
+    axes: Sequence[Axis],
+    batch_size: int,
+    devices: Sequence[jax.Device],
+) -> Iterator[Results]:
+    """Run all variants of a function at all points of the axes inside a program.
+
+    Each device computes one tile while the results of the tile before it are consumed.
+
+    Args:
+      variants: all variants.
+      axes: the axes inside a program.
+      batch_size: how many runs a tile has.
+      devices: the devices, of all processes.
+
+    Yields:
+      The results of consecutive runs, variant by variant, as soon as they are computed.
+    """
+    mesh = Mesh(np.array(devices), "runs")
+    number, stride = math.prod(map(len, axes)), batch_size * len(devices)
+    started: collections.deque[Started] = collections.deque()
+    for index, variant in enumerate(variants):
+        for start in range(0, number, stride):
+            runs = range(start, min(start + stride, number))
+            items = _items(axes, range(start, start + stride), mesh)
+            with _noted(variant, runs, number):
+                arrays = run_tiles(variant, batch_size, mesh, items)
+            started.append(Started(index, runs, arrays))
+            if len(started) > 1:
+                yield from _finished(started.popleft(), variants, number)
+    while started:
+        yield from _finished(started.popleft(), variants, number)
+
+
+def _items(axes: Sequence[Axis], runs: range, mesh: Mesh) -> dict[str, PyTree]:
+    """Return the items of runs by axis, on the devices; numbers past the last run repeat it."""
+    position = np.minimum(np.asarray(runs), math.prod(map(len, axes)) - 1)
+    sharding = NamedSharding(mesh, PartitionSpec("runs"))
+    items = {}
+    for axis in reversed(axes):
+        position, chosen = np.divmod(position, len(axis))
+        rows = jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen], axis.items)
+        items[axis.name] = jax.tree.map(
+            lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__), rows
+        )
+    return items
+
+
+def _finished(started: Started, variants: Sequence[Variant], number: int) -> Iterator[Results]:
+    """Wait for a tile on every device, and yield the results that this process can read."""
+    index, runs, arrays = started
+    with _noted(variants[index], runs, number):
+        host.wait(arrays)
+        for offset, tile in _read(arrays):
+            made = runs[offset:][: len(tile[0])]  # without the copies that fill up the last tile
+            yield Results(index, made, [array[: len(made)] for array in tile])
+
+
+def _read(arrays: list[jax.Array]) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """Yield tiles of results, each with the position of its first run.
+
+    If all devices are this process's, there is one for each of them; if not, one for all.
+    """
+    if arrays[0].is_fully_addressable:
+        for shards in zip(*(array.addressable_shards for array in arrays), strict=True):
+            yield shards[0].index[0].start or 0, [np.asarray(shard.data) for shard in shards]
+    else:
+        yield 0, multihost_utils.process_allgather(arrays, tiled=True)
+
+
+@contextlib.contextmanager
+def _noted(variant: Variant, runs: range, number: int) -> Iterator[None]:
+    """Add a note to an error of the runtime that says where in a sweep it was raised."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        choice = f" with {variant.labels}" if variant.labels else ""
+        error.add_note(
+            f"This ended jaxfit.sweep among runs {runs[0]} to {runs[-1]} of {number}{choice}, "
+            f"where a callback in fn, or the device, raised it: call "
+            f"{_check.show(variant.fn.value)} by itself to find the reason."
+        )
+        raise
