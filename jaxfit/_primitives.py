@@ -1,13 +1,13 @@
 """The JAX primitives that units of compilation are made of; see ``_unit.py`` and ``_guard.py``.
 
-To eager code, derivatives and ``jax.vmap``, all of them but `short_dot_p` return an operand as it
-is. They take effect when a program is lowered for a CPU:
+To eager code, derivatives and ``jax.vmap``, `short_dot_p` is a dot product, and the others return
+operands unchanged. They take effect when a program is lowered for a CPU:
 
 - `hide_p` hides values from XLA, which would compute with constants beforehand;
-- `unit_p` forbids XLA to inline the call that its operands come from;
-- `apart_p` keeps a loop out of a kernel;
+- `unit_p` keeps XLA from inlining the call that its operands come from;
+- `apart_p` keeps the loop around it from being compiled as one kernel;
 - `guard_p` keeps LLVM from merging a product with a sum;
-- `short_dot_p` is a dot product, lowered as guarded products and their sum.
+- `short_dot_p` becomes guarded products and their sum.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _batch_unit(leaves: Any, axes: Any) -> Any:
 
 
 def _forbid_inlining(context: Any, *values: ir.Value[Any]) -> tuple[ir.Value[Any], ...]:
-    """Forbid XLA to inline the call that the values come from, if it compiles for a CPU alone."""
+    """Keep XLA from inlining the call that the values come from, if it compiles for a CPU alone."""
     if tuple(context.module_context.platforms) == ("cpu",):
         for value in values:
             operation = value.owner

@@ -178,7 +178,7 @@ def train_test_split(arrays: PyTree, fraction: float, key: PRNGKey) -> tuple[PyT
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Minibatches:
-    """The function of the step that `minibatches` returns, and a pytree of its arrays and key.
+    """Batches as a function of the step, and a pytree of its arrays and key; see `minibatches`.
 
     Attributes:
       arrays: the examples, a pytree of arrays [examples, …].
@@ -216,7 +216,7 @@ class Minibatches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """The fewest steps that see every example; the last of them may begin the next epoch."""
+        """Return the fewest steps that see every example; the last may begin the next epoch."""
         return -(-len(self) // self.batch_size)
 
     def epoch(self, step: jax.Array | int) -> jax.Array:

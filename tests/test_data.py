@@ -1,4 +1,4 @@
-"""The problems drawn from a key have the statistics they promise; minibatches are a shuffle."""
+"""Problems drawn from a key have the promised statistics, and minibatches are a good shuffle."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""The losses beside numpy, SciPy and scikit-learn, and the shapes they refuse to broadcast."""
+"""The losses agree with NumPy, SciPy and scikit-learn, and refuse shapes that would broadcast."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""The models beside numpy, and the shapes they refuse to broadcast."""
+"""The models agree with NumPy, and refuse shapes that would broadcast."""
 
 import jax
 import jax.numpy as jnp
