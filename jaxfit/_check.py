@@ -134,6 +134,7 @@ def takes(function: Callable[..., Any], number: int) -> bool:
 
 
 def short(leaf: Any) -> str:
+    """Write the dtype and shape of an array or number, such as float32[3, 2]."""
     try:
         dtype: Any = jnp.result_type(leaf)
     except TypeError:  # which JAX does not have

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jaxfit._primitives import guard_p, short_dot_p
+from jaxfit._primitives import CALLS, call_parameter, called_jaxprs, guard_p, short_dot_p
 
 Jaxpr: TypeAlias = Any
 """A closed jaxpr, or the jaxpr in one; newer versions of JAX have one class for both."""
@@ -69,14 +69,9 @@ _PRODUCTS = frozenset(
 )
 # Of these, the ones that round differently in a kernel, or have not been tested enough there.
 _UNLIKE = frozenset("tan asin acos atan atan2 sinh cosh asinh acosh atanh cbrt".split())
-# The parameters of calls and loops that hold jaxprs.
-_CALLS = {
-    **dict.fromkeys(("jit", "pjit", "checkpoint", "remat2"), "jaxpr"),
-    **dict.fromkeys(
-        ("closed_call", "core_call", "custom_jvp_call", "custom_vjp_call"), "call_jaxpr"
-    ),
-    "cond": "branches",
-}
+# Operations that give the same elements in the same order another shape.
+_VIEWS = frozenset("reshape squeeze expand_dims copy copy_p transpose rev".split())
+# The parameters of loops that hold jaxprs.
 _LOOPS = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr")}
 
 
@@ -99,9 +94,9 @@ def _equations(jaxpr: Jaxpr) -> Iterator[Equation]:
     """Yield the equations of a jaxpr, each call followed by the equations in it."""
     for equation in jaxpr.eqns:
         yield equation
-        inner = equation.params.get(_CALLS.get(equation.primitive.name, ""))
-        for one in inner if isinstance(inner, tuple | list) else [inner] if inner else []:
-            yield from _equations(one)
+        if equation.primitive.name in CALLS:
+            for inner in called_jaxprs(equation):
+                yield from _equations(inner)
 
 
 def _dots(jaxpr: Jaxpr) -> list[Equation]:
@@ -109,12 +104,67 @@ def _dots(jaxpr: Jaxpr) -> list[Equation]:
     return [one for one in _equations(jaxpr) if one.primitive.name == "dot_general"]
 
 
+def _reduces_jointly(jaxpr: Jaxpr) -> bool:
+    """Return whether a sum or a product runs over several axes at once, as XLA may see it.
+
+    A kernel of a loop takes their elements in another order. XLA also joins the axes of a reduction
+    with those of the reduction before it, and takes apart the axes that a reshape has joined.
+    """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    found, _ = _follow_axes(jaxpr, [""] * len(jaxpr.invars))
+    return found
+
+
+def _follow_axes(jaxpr: Jaxpr, given: list[str]) -> tuple[bool, list[str]]:
+    """Return whether a reduction runs over several axes, and how each output was made.
+
+    Args:
+      jaxpr: an open jaxpr.
+      given: how each input was made: "reshaped", "reduced" or "" for anything else.
+    """
+    found, made = False, dict(zip(jaxpr.invars, given, strict=True))
+
+    def read(atom: Any) -> str:
+        return "" if isinstance(atom, core.Literal) else made.get(atom, "")
+
+    for equation in jaxpr.eqns:
+        name, states = equation.primitive.name, [read(atom) for atom in equation.invars]
+        if name in CALLS:
+            inner = [getattr(one, "jaxpr", one) for one in called_jaxprs(equation)]
+            number = len(inner[0].invars)  # without the index of a choice
+            results = [_follow_axes(one, states[len(states) - number :]) for one in inner]
+            found |= any(result for result, _ in results)
+            outs = map(max, zip(*(outs for _, outs in results), strict=True))
+            made.update(zip(equation.outvars, outs, strict=True))
+            continue
+        state = "reshaped" if "reshaped" in states else ""
+        if name in _VIEWS:
+            before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+            is_reshaped = name == "reshape" and _long(before) != _long(after)
+            state = "reshaped" if is_reshaped else states[0]
+        elif name in ("reduce_sum", "reduce_prod"):
+            shape = equation.invars[0].aval.shape
+            number = sum(shape[axis] > 1 for axis in equation.params["axes"])
+            found |= number > 1 or (number == 1 and states[0] != "")
+            state = "reduced" if number else states[0]
+        for variable in equation.outvars:
+            made[variable] = state if _long(variable.aval.shape) else ""
+    return found, [read(atom) for atom in jaxpr.outvars]
+
+
+def _long(shape: tuple[int, ...]) -> list[int]:
+    """Return the lengths of the axes that are longer than 1."""
+    return [length for length in shape if length != 1]
+
+
 def _is_simple(jaxpr: Jaxpr) -> bool:
     """Return whether guards are enough to round all operations alike in a kernel."""
+    if _reduces_jointly(jaxpr):
+        return False
     for equation in _equations(jaxpr):
         name, atoms = equation.primitive.name, (*equation.invars, *equation.outvars)
         dtypes = {np.dtype(one.aval.dtype) for one in atoms if _is_inexact(one)}
-        if not dtypes or name in _CALLS:
+        if not dtypes or name in CALLS:
             continue  # integers are not rounded
         # A complex product is a sum of products, and sums in 16 bits are kept in 32 for a while.
         if not dtypes <= {np.dtype("float32"), np.dtype("float64")}:
@@ -138,6 +188,7 @@ def _is_short(dot: Equation) -> bool:
     return (
         dtypes in ({np.dtype("float32")}, {np.dtype("float64")})
         and not any(batch)
+        and len(dot.params["dimension_numbers"][0][0]) <= 1
         and math.prod(_sizes(dot)) <= _DOT
     )
 
@@ -193,7 +244,7 @@ def _with_guards(closed: Jaxpr, simple: bool, most: float) -> Jaxpr:
             name = equation.primitive.name
             if name == "dot_general" and (simple or most == math.inf) and _is_short(equation):
                 equations.append(_short_dot(equation))
-            elif name in _CALLS or name in _LOOPS:
+            elif name in CALLS or name in _LOOPS:
                 equations.append(_with_guards_inside(equation, name, simple, most))
             elif name in _PRODUCTS and jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating):
                 equations += _guarded_product(equation, simple, most)
@@ -214,7 +265,7 @@ def _with_guards_inside(equation: Equation, name: str, simple: bool, most: float
         is_kernel = name in _LOOPS and not _has_matrix_product(value)
         return _with_guards(value, simple, math.inf if is_kernel else most)
 
-    keys = _LOOPS.get(name) or (_CALLS[name],)
+    keys = _LOOPS.get(name) or (call_parameter(equation),)
     params = {key: inner(equation.params[key]) for key in keys}
     return equation.replace(params={**equation.params, **params})
 

@@ -30,7 +30,7 @@ class Jitted:
         return int(self._compiled._cache_size())
 
 
-def jit(fn: Callable[..., Any], **options: Any) -> Jitted:
+def jit(fn: Callable[..., Any]) -> Jitted:
     """Compile a function of any pytrees, as ``equinox.filter_jit`` does.
 
     JAX's arrays are traced. All other leaves, of arguments and of results, are static: two calls
@@ -38,11 +38,10 @@ def jit(fn: Callable[..., Any], **options: Any) -> Jitted:
 
     Args:
       fn: a pure function of positional arguments.
-      **options: as for ``jax.jit``.
     """
 
     @functools.wraps(fn)
     def of_packed(args: Any) -> Any:
         return _tree.hold(fn(*_tree.unpack(args)))
 
-    return Jitted(jax.jit(of_packed, **options))
+    return Jitted(jax.jit(of_packed))

@@ -14,7 +14,7 @@ import numpy as np
 from jax.extend import core
 from jax.extend.core import primitives
 
-from jaxfit._primitives import hide_p, unit_p
+from jaxfit._primitives import CALLS, called_jaxprs, hide_p, unit_p
 
 # An equation and those around it, from the innermost out.
 Path: TypeAlias = tuple[core.JaxprEqn, ...]
@@ -124,14 +124,13 @@ def _identity(inputs: Sequence[Value], path: Path, clock: Iterator[int]) -> list
 
 def _call(inputs: Sequence[Value], path: Path, clock: Iterator[int]) -> list[Value]:
     """Evaluate the equations inside a call."""
-    params = path[0].params
-    inner = params["call_jaxpr"] if "call_jaxpr" in params else params["jaxpr"]
+    (inner,) = called_jaxprs(path[0])
     return _evaluate(inner, inputs, path, clock)
 
 
 def _cond(inputs: Sequence[Value], path: Path, clock: Iterator[int]) -> list[Value]:
     """Evaluate the branch that is taken."""
-    branch = path[0].params["branches"][int(inputs[0].array)]
+    branch = called_jaxprs(path[0])[int(inputs[0].array)]
     return _evaluate(branch, inputs[1:], path, clock)
 
 
@@ -207,16 +206,8 @@ def _runner(body: core.Jaxpr) -> _Rule:
     return run
 
 
-_CALLS = (
-    primitives.call_p,
-    primitives.closed_call_p,
-    primitives.custom_jvp_call_p,
-    primitives.custom_vjp_call_p,
-    primitives.jit_p,
-    primitives.remat_p,
-)
 _RULES: dict[str, _Rule] = {
-    **{call.name: _call for call in _CALLS},
+    **dict.fromkeys(CALLS, _call),
     primitives.cond_p.name: _cond,
     primitives.scan_p.name: _loop(_scan),
     primitives.select_n_p.name: _select,

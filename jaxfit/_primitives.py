@@ -19,8 +19,34 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend import core
+from jax.extend.core import primitives
 from jax.interpreters import ad, batching, mlir
 from jaxlib.mlir import ir
+
+# JAX's calls and choices, by name, which differs between its versions.
+CALLS = frozenset(
+    primitive.name
+    for primitive in (
+        primitives.call_p,
+        primitives.closed_call_p,
+        primitives.cond_p,
+        primitives.custom_jvp_call_p,
+        primitives.custom_vjp_call_p,
+        primitives.jit_p,
+        primitives.remat_p,
+    )
+)
+
+
+def call_parameter(equation: core.JaxprEqn) -> str:
+    """Return the name of the parameter of a call that holds its jaxpr, or of a choice, several."""
+    return next(name for name in ("branches", "call_jaxpr", "jaxpr") if name in equation.params)
+
+
+def called_jaxprs(equation: core.JaxprEqn) -> tuple[Any, ...]:
+    """Return the jaxpr of a call, or those of the branches of a choice."""
+    inner = equation.params[call_parameter(equation)]
+    return tuple(inner) if isinstance(inner, tuple | list) else (inner,)
 
 
 def _identity(name: str) -> core.Primitive:

@@ -121,7 +121,7 @@ def fit(
     check_start(params, num_steps)
     from_start = not isinstance(params, State)
     state = init(params, optimizer) if from_start else in_arrays(params)
-    first = done = int(state.step)
+    first = int(state.step)
     with contextlib.ExitStack() as stack:
         source = open_source(data)
         stack.callback(source.close)

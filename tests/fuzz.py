@@ -146,6 +146,11 @@ def transposed(dtype, features):
     return normal(3, (features,), dtype), lambda p, b: square(p @ b[0].T - b[1])
 
 
+def scaled(dtype, features):
+    """A mean over two axes of products, without a matrix product."""
+    return normal(3, (features,), dtype), lambda p, b: square(b[0] * p - b[1][:, None])
+
+
 def rosenbrock(dtype, features):
     def loss(p, b):
         return square(p[1:] - p[:-1] ** 2) + 0.1 * square(1 - p[:-1]) + 0 * b[1][0].real
@@ -232,6 +237,7 @@ MODELS = {
     "scalars": scalars,
     "linear": linear,
     "transposed": transposed,
+    "scaled": scaled,
     "rosenbrock": rosenbrock,
     "product": product,
     "tanh": perceptron(jnp.tanh),

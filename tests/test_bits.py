@@ -37,6 +37,7 @@ def test_every_dtype_and_mode(dtype, mode):
         Case("scalars", "adam"),  # guards of products
         Case("linear", "adamw", features=17),  # the sort: a matrix times a vector
         Case("transposed", "momentum", features=2),  # sums by rows
+        Case("scaled", "momentum", features=8),  # the sort: sums over two axes
         Case("product", "radam"),  # constants that are hidden
         Case("tanh", "prodigy", features=8, data="minibatches", steps=20),  # of small results
         Case("silu", "apply_if_finite", mode="vmap", data="noise", features=2),  # and of choices

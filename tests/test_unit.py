@@ -61,6 +61,18 @@ OPERATIONS = {
     "clamp": (lambda x: jnp.clip(x, 0.3, 0.6), (x(37),)),
     "reduce_prod": (lambda x: x.prod(1), (x(5, 7),)),
     "reduce_sum": (lambda x: (x * x).sum(1), (x(5, 70),)),
+    # Several axes at once, and what XLA makes of one axis and another.
+    "sum of a matrix": (lambda x: (x * x).sum(), (x(64, 8),)),
+    "mean of two axes": (lambda x: jnp.mean(x * x, (1, 2)), (x(4, 8, 2),)),
+    "product of a matrix": (lambda x: (0.9 + x).prod(), (x(16, 2),)),
+    "sum of sums": (lambda x: (x * x).sum(1).sum(0), (x(4, 8, 2),)),
+    "sum of a reshaped matrix": (lambda x: (x * x).reshape(-1).sum(), (x(64, 8),)),
+    "sum behind a call": (lambda x: jax.jit(jnp.sum)((x * x).reshape(-1)), (x(64, 8),)),
+    "sum of a branch": (
+        lambda x: lax.cond(x[0, 0] > 0, lambda x: (x * x).sum(0), lambda x: x[0], x).sum(),
+        (x(16, 2),),
+    ),
+    "two axes of a dot product": (lambda a, b: jnp.tensordot(a, b, 2), (x(3, 8, 5), x(8, 5))),
     "logsumexp": (jax.nn.logsumexp, (x(37),)),
     "softmax": (jax.nn.softmax, (x(5, 7),)),
     "gelu": (jax.nn.gelu, (x(37),)),
