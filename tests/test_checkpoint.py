@@ -858,6 +858,16 @@ for one in run, whole, jaxfit.load(folder):
     rows = jax.tree.map(np.asarray, one.trajectory)
     print(hashlib.sha256(b"".join(leaf.tobytes() for leaf in jax.tree.leaves(rows))).hexdigest())
 assert (run.state.params["w"] == whole.state.params["w"]).all()
+options = {"chunk_size": 4, "record": lambda step: step.loss, "progress": False}
+streamed = [
+    jaxfit.fit(loss, params, adam, 9, data=data, **options).trajectory
+    for data in (
+        lambda step: (x + step.astype("f"), y),
+        jaxfit.host_batches(lambda step: (x + np.float32(step), y)),
+        ((x + np.float32(step), y) for step in range(9)),
+    )
+]
+assert np.allclose(streamed[0], streamed[1]) and (streamed[1] == streamed[2]).all()
 try:
     jaxfit.fit(loss, params, adam, 40, data=data, checkpoint_dir=folder, record_every=2)
 except (ValueError, RuntimeError) as error:
