@@ -16,10 +16,17 @@ __all__ = ["HostBatches", "host_batches"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HostBatches:
-    """What `host_batches` returns: a function of the step, like any other that is given as data."""
+    """Batches by a Python function of the step, as `host_batches` returns them.
+
+    Called with a step, it returns its batch, like any other function that is given as data.
+
+    Attributes:
+      fn: ``fn(step) -> batch``.
+      like: the first batch, as NumPy arrays without keys.
+    """
 
     fn: Callable[[int], Any]
-    like: Any  # the first batch, as NumPy's arrays
+    like: Any
 
     def __repr__(self) -> str:
         batch = _check.shapes(jax.eval_shape(_tree.with_keys, self.like))
@@ -33,7 +40,7 @@ class HostBatches:
         return _tree.with_keys(jax.pure_callback(read, shapes, step, vmap_method="sequential"))
 
     def read(self, step: int) -> Any:
-        """The batch of a step, as NumPy's arrays without keys."""
+        """Return the batch of a step as NumPy arrays, without keys."""
         return like_first(step, self.like, _called(self.fn, step))
 
 
@@ -75,7 +82,7 @@ def host_batches(fn: Callable[[int], Any]) -> HostBatches:
 
 
 def is_stream(data: Any) -> bool:
-    """Whether data is read on the host: a function of ours, or an iterable that is no pytree."""
+    """Return whether data is read on the host: `HostBatches`, or an iterable that is no pytree."""
     if isinstance(data, HostBatches | Iterator):  # JAX warns of iterators in pytrees
         return True
     plain = callable(data) or _tree.is_array(data) or isinstance(data, str | bytes)
@@ -93,7 +100,7 @@ def like_first(step: int, first: Any, batch: Any) -> Any:
 
 
 def _called(fn: Callable[[int], Any], step: int) -> Any:
-    """Call a function of the step, whose StopIteration would end the run without a word."""
+    """Call a function of the step; a StopIteration of its own would end the run silently."""
     try:
         return on_host(fn(step))
     except StopIteration as error:
