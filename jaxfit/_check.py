@@ -17,8 +17,8 @@ import numpy as np
 from jaxfit import _tree
 
 
-def count(name: str, value: Any) -> int:
-    """Return a whole number from 1 to the largest of int32."""
+def count(name: str, value: Any, least: int = 1) -> int:
+    """Return a whole number from the least to the largest of int32."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -28,22 +28,45 @@ def count(name: str, value: Any) -> int:
             f"{name} is {show(value)}, but must be a whole number known when the loop is "
             f"compiled: give a Python int."
         ) from None
-    if not 1 <= number < 2**31:
-        raise ValueError(f"{name} is {number}, but must be at least 1 and below 2**31.")
+    if not least <= number < 2**31:
+        raise ValueError(f"{name} is {number}, but must be at least {least} and below 2**31.")
     return number
 
 
-def lengths(num_steps: Any, record_every: Any, keyframe_every: Any) -> tuple[int, int, int | None]:
-    """Return the three numbers that shape a run, as ints that fit together."""
-    num_steps, record_every = count("num_steps", num_steps), count("record_every", record_every)
-    if keyframe_every is not None:
-        keyframe_every = count("keyframe_every", keyframe_every)
-        if keyframe_every % record_every:
+def lengths(num_steps: Any, record_every: Any) -> tuple[int, int]:
+    """Return the number of steps, which may be 0, and of steps to a row, as ints."""
+    return count("num_steps", num_steps, 0), count("record_every", record_every)
+
+
+def period(name: str, value: Any, record_every: int) -> int | None:
+    """Return a number of steps that is a whole number of rows, as an int; None stays None."""
+    if value is None:
+        return None
+    number = count(name, value)
+    if number % record_every:
+        raise ValueError(
+            f"{name} is {number} and record_every {record_every}, but each begins with a row: "
+            f"make {name} a multiple of record_every."
+        )
+    return number
+
+
+def evaluation(evaluate: Any, evaluate_every: int | None, keyframe_every: int | None) -> None:
+    """Check what is evaluated and how often, beside the keyframes."""
+    if evaluate is not None:
+        function("evaluate", evaluate, "state")
+    if (evaluate is None) != (evaluate_every is None):
+        given, missing = "evaluate", "evaluate_every=100"
+        if evaluate is None:
+            given, missing = "evaluate_every", "evaluate=lambda state: …"
+        raise ValueError(f"{given} was given alone: give {missing} with it, or leave it out.")
+    if keyframe_every and evaluate_every:
+        small, large = sorted((keyframe_every, evaluate_every))
+        if large % small:
             raise ValueError(
-                f"keyframe_every is {keyframe_every} and record_every {record_every}, but a "
-                f"keyframe starts a row: make keyframe_every a multiple of record_every."
+                f"keyframe_every is {keyframe_every} and evaluate_every {evaluate_every}, but one "
+                f"loop is inside the other: make one of them a multiple of the other."
             )
-    return num_steps, record_every, keyframe_every
 
 
 def examples(name: str, arrays: Any, otherwise: str = "") -> tuple[Any, int]:
@@ -65,18 +88,14 @@ def examples(name: str, arrays: Any, otherwise: str = "") -> tuple[Any, int]:
     return jax.tree.map(jnp.asarray, arrays), lengths.pop()[0]
 
 
-def function(name: str, value: Any, arguments: int) -> None:
-    """Check that a value is a function that takes a number of arguments."""
-    expected = {
-        ("loss", 1): "no data was given, so it is called as loss(params): give data=(x, y), or",
-        ("loss", 2): "data was given, so it is called as loss(params, batch): leave data out, or",
-        ("record", 1): "it is called as record(step):",
-    }[name, arguments]
+def function(name: str, value: Any, *arguments: str) -> None:
+    """Check that a value is a function that takes some positional arguments."""
     if not callable(value):
         raise TypeError(f"{name} is {show(value)}, but must be a function.")
-    if not takes(value, arguments):
+    if not takes(value, len(arguments)):
         raise TypeError(
-            f"{name} {show(value)} takes other arguments, but {expected} change its signature."
+            f"{name} {show(value)} takes other arguments, but it is called as "
+            f"{name}({', '.join(arguments)}): change its signature."
         )
 
 

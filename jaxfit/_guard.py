@@ -27,9 +27,7 @@ import numpy as np
 from jax.extend import core
 
 from jaxfit._primitives import CALLS, call_parameter, called_jaxprs, guard_p, short_dot_p
-
-Jaxpr: TypeAlias = Any
-"""A closed jaxpr, or the jaxpr in one; newer versions of JAX have one class for both."""
+from jaxfit._reductions import Jaxpr, reduces_jointly
 
 Equation: TypeAlias = Any
 """A ``jax.extend.core.JaxprEqn``."""
@@ -69,8 +67,6 @@ _PRODUCTS = frozenset(
 )
 # Of these, the ones that round differently in a kernel, or have not been tested enough there.
 _UNLIKE = frozenset("tan asin acos atan atan2 sinh cosh asinh acosh atanh cbrt".split())
-# Operations that give the same elements in the same order another shape.
-_VIEWS = frozenset("reshape squeeze expand_dims copy copy_p transpose rev".split())
 # The parameters of loops that hold jaxprs.
 _LOOPS = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr")}
 
@@ -104,62 +100,9 @@ def _dots(jaxpr: Jaxpr) -> list[Equation]:
     return [one for one in _equations(jaxpr) if one.primitive.name == "dot_general"]
 
 
-def _reduces_jointly(jaxpr: Jaxpr) -> bool:
-    """Return whether a sum or a product runs over several axes at once, as XLA may see it.
-
-    A kernel of a loop takes their elements in another order. XLA also joins the axes of a reduction
-    with those of the reduction before it, and takes apart the axes that a reshape has joined.
-    """
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    found, _ = _follow_axes(jaxpr, [""] * len(jaxpr.invars))
-    return found
-
-
-def _follow_axes(jaxpr: Jaxpr, given: list[str]) -> tuple[bool, list[str]]:
-    """Return whether a reduction runs over several axes, and how each output was made.
-
-    Args:
-      jaxpr: an open jaxpr.
-      given: how each input was made: "reshaped", "reduced" or "" for anything else.
-    """
-    found, made = False, dict(zip(jaxpr.invars, given, strict=True))
-
-    def read(atom: Any) -> str:
-        return "" if isinstance(atom, core.Literal) else made.get(atom, "")
-
-    for equation in jaxpr.eqns:
-        name, states = equation.primitive.name, [read(atom) for atom in equation.invars]
-        if name in CALLS:
-            inner = [getattr(one, "jaxpr", one) for one in called_jaxprs(equation)]
-            number = len(inner[0].invars)  # without the index of a choice
-            results = [_follow_axes(one, states[len(states) - number :]) for one in inner]
-            found |= any(result for result, _ in results)
-            outs = map(max, zip(*(outs for _, outs in results), strict=True))
-            made.update(zip(equation.outvars, outs, strict=True))
-            continue
-        state = "reshaped" if "reshaped" in states else ""
-        if name in _VIEWS:
-            before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-            is_reshaped = name == "reshape" and _long(before) != _long(after)
-            state = "reshaped" if is_reshaped else states[0]
-        elif name in ("reduce_sum", "reduce_prod"):
-            shape = equation.invars[0].aval.shape
-            number = sum(shape[axis] > 1 for axis in equation.params["axes"])
-            found |= number > 1 or (number == 1 and states[0] != "")
-            state = "reduced" if number else states[0]
-        for variable in equation.outvars:
-            made[variable] = state if _long(variable.aval.shape) else ""
-    return found, [read(atom) for atom in jaxpr.outvars]
-
-
-def _long(shape: tuple[int, ...]) -> list[int]:
-    """Return the lengths of the axes that are longer than 1."""
-    return [length for length in shape if length != 1]
-
-
 def _is_simple(jaxpr: Jaxpr) -> bool:
     """Return whether guards are enough to round all operations alike in a kernel."""
-    if _reduces_jointly(jaxpr):
+    if reduces_jointly(jaxpr):
         return False
     for equation in _equations(jaxpr):
         name, atoms = equation.primitive.name, (*equation.invars, *equation.outvars)

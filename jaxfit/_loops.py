@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +16,27 @@ from jaxfit.run import State
 Carry = TypeVar("Carry")
 Info = TypeVar("Info")
 
+Steps: TypeAlias = Callable[[State, int], tuple[State, dict[str, PyTree]]]
+"""Takes a number of steps; returns the State after them and, by name, what they leave, stacked."""
 
-def repeat(take: Callable[[Carry], tuple[Carry, Any]], carry: Carry, number: int) -> Carry:
+
+def repeat(
+    take: Callable[[Carry], tuple[Carry, Any]], carry: Carry, number: int | jax.Array
+) -> Carry:
     """Take steps without keeping anything of them, and return the carry after the last.
 
     Args:
       take: ``carry -> (carry, info)``, one step.
       carry: what the first step starts from.
-      number: the number of steps.
+      number: the number of steps, which may be traced.
     """
-    if number == 0:
-        return carry
-    after, _ = lax.scan(lambda carry, _: (take(carry)[0], None), carry, length=number)
+    after: Carry
+    if isinstance(number, jax.Array):
+        after = lax.fori_loop(0, number, lambda _, carry: take(carry)[0], carry)
+    elif number == 0:
+        after = carry
+    else:
+        after, _ = lax.scan(lambda carry, _: (take(carry)[0], None), carry, length=number)
     return after
 
 
@@ -61,9 +70,9 @@ def blocks(
     count, remainder = divmod(total, every)
     parts = []
     # A single block is the body of a loop as well: under vmap, its carry is then batched before the
-    # first step, as it is in every other loop.
+    # first step, as it is in every other loop. A loop without blocks has the shapes of one.
     for length, number in ((count, every), (1, remainder)):
-        if length and number:
+        if number and (length or not total):
 
             def block(carry: Carry, _: None, number: int = number) -> tuple[Carry, PyTree]:
                 return body(carry, number)
@@ -71,6 +80,24 @@ def blocks(
             carry, stacked = lax.scan(block, carry, length=length)
             parts.append(jax.tree.map(_joined, stacked))
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *parts)
+
+
+def marked(body: Steps, every: int, name: str, show: Callable[[State], PyTree]) -> Steps:
+    """Return a body that also shows the State before every few steps.
+
+    Args:
+      body: takes the steps between.
+      every: the number of steps from one State that is shown to the next.
+      name: the name of what is shown, among the names of what ``body`` leaves.
+      show: what to keep of a State, a pytree of arrays.
+    """
+
+    def block(state: State, number: int) -> tuple[State, PyTree]:
+        shown = lead(show(state))
+        after, kept = body(state, number)
+        return after, {**kept, name: shown}
+
+    return lambda state, number: blocks(block, state, number, every)
 
 
 def _joined(leaf: jax.Array) -> jax.Array:
@@ -84,7 +111,7 @@ def recording(
     carry: Carry,
     num_rows: jax.Array | int,
     capacity: int,
-    every: int,
+    every: int | jax.Array,
 ) -> tuple[Carry, Row]:
     """Take steps, and keep a row of every few of them. The number of rows may be traced.
 
@@ -94,7 +121,7 @@ def recording(
       carry: what the first step starts from.
       num_rows: int32 [], the number of rows to fill, at most ``capacity``.
       capacity: the number of rows there is room for.
-      every: the number of steps from one row to the next.
+      every: the number of steps from one row to the next, which may be traced.
 
     Returns:
       The carry after the last step, and the rows [capacity, …], zeros where they are not filled.

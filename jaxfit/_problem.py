@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfit import _check
+from jaxfit import _check, _tree
 from jaxfit._types import Data, Loss, Optimizer, OptState, Params, PyTree, Updates
 from jaxfit.run import Run, State, Step
 
@@ -28,6 +28,25 @@ class Problem(NamedTuple):
     optimizer: Optimizer
     data: Data | None = None
     has_aux: bool = False
+
+
+def check_loss(loss: Any, has_carry: bool, has_data: bool) -> None:
+    """Check that the loss is a function of the parameters, and of carry and batch if given."""
+    if not callable(loss):
+        raise TypeError(f"loss is {_check.show(loss)}, but must be a function.")
+    names = ["params", *["carry"] * has_carry, *["batch"] * has_data]
+    if not _check.takes(loss, len(names)):
+        given = {
+            (False, False): "no data was given",
+            (False, True): "data was given",
+            (True, False): "carry was given, and no data",
+            (True, True): "carry and data were given",
+        }[has_carry, has_data]
+        way_out = "leave data out" if has_data else "give data=(x, y)"
+        raise TypeError(
+            f"loss {_check.show(loss)} takes other arguments, but {given}, so it is called as "
+            f"loss({', '.join(names)}): {way_out}, or change its signature."
+        )
 
 
 def as_data(data: Any) -> Data | None:
@@ -81,7 +100,7 @@ def _num_required(function: Callable[..., Any]) -> int:
     )
 
 
-def check_start(params: Any, num_steps: int) -> None:
+def check_start(params: Any, num_steps: int, carry: PyTree = None) -> None:
     """Check that a run can start from the params, and that int32 can count its steps."""
     if isinstance(params, Run | Step):
         kind = type(params).__name__
@@ -91,6 +110,11 @@ def check_start(params: Any, num_steps: int) -> None:
         )
     if not isinstance(params, State):
         return
+    if carry is not None:
+        raise ValueError(
+            "carry was given beside a State, which has its own: leave it out, or start from "
+            "dataclasses.replace(state, carry=…)."
+        )
     step = params.step
     if np.ndim(step):
         raise ValueError(
@@ -124,40 +148,67 @@ _CONCRETIZATION_ERRORS = (
 
 
 def check_objective(
-    objective: Callable[..., Any], params: Params, step: jax.Array, has_aux: bool
+    called: Callable[..., Any],
+    start: tuple[Params, PyTree, jax.Array],
+    carry: PyTree,
+    has_aux: bool,
+    data: Data | None,
 ) -> None:
-    """Check that a function of (params, step) returns one real number that depends on the params.
+    """Check that the loss returns one real number that depends on the parameters, and its carry.
 
     Args:
-      objective: the loss on the batch of a step.
-      params: the leaves that are trained.
-      step: int32 [].
-      has_aux: whether the loss returns a pair.
+      called: ``(params, carry, step) -> what the loss returns``, packed.
+      start: the leaves that are trained, the arrays of the carry, and the step.
+      carry: the whole carry; None without.
+      has_aux: whether the loss returns aux, too.
+      data: what the batches come from.
     """
+    params = start[0]
     if not jax.tree.leaves(params):
         raise ValueError(
             "params has no floating or complex leaf, so there is nothing to train: "
             "write 1.0 where 1 was meant, or convert integer arrays to floating ones."
         )
     try:
-        jaxpr, out = jax.make_jaxpr(objective, return_shape=True)(params, step)
+        jaxpr, out = jax.make_jaxpr(called, return_shape=True)(*start)
     except _CONCRETIZATION_ERRORS as error:
         raise TypeError(
             f"the loss, or data, asks for a number before there is one ({_check.reason(error)}): "
             f"compute with jax.numpy alone, and choose with jnp.where in place of if."
         ) from error
-    is_pair = isinstance(out, tuple) and len(out) == 2
-    if has_aux and not is_pair:
-        raise TypeError(
-            f"has_aux=True was given, but the loss returned {_check.shapes(out)}: "
-            f"return the pair (loss, aux), or leave has_aux out."
+    except Exception as error:
+        if type(data) in (list, tuple):
+            error.add_note(
+                f"jaxfit: data is a {type(data).__name__}, of which every step sees the whole; "
+                f"to take one batch after the other, give iter(batches) to jaxfit.fit."
+            )
+        raise
+    _check_outputs(out, carry, has_aux)
+    if not _depends(jaxpr.jaxpr, len(jax.tree.leaves(params))):
+        raise ValueError(
+            "the loss does not depend on the parameters, so every gradient would be zero: "
+            "use its first argument in it."
         )
-    if is_pair and not has_aux:
+
+
+def _check_outputs(out: Any, carry: PyTree, has_aux: bool) -> None:
+    """Check the shapes of what the loss returned, packed."""
+    is_pair = lambda out: bool(isinstance(out, tuple) and len(out) == 2)
+    shapes = _check.shapes(out)
+    expected = [None, "(loss, aux)", "(loss, carry)", "(loss, (carry, aux))"]
+    form = expected[has_aux + 2 * (carry is not None)]
+    if form and not (is_pair(out) and (form != expected[3] or is_pair(out[1]))):
+        given = "", "has_aux=True was", "carry was", "carry and has_aux=True were"
         raise TypeError(
-            f"the loss returned the pair {_check.shapes(out)}, but one scalar was expected: "
+            f"{given[expected.index(form)]} given, but the loss returned {shapes}: return the pair "
+            f"{form}, or leave {'carry' if carry is not None else 'has_aux'} out."
+        )
+    if is_pair(out) and not form:
+        raise TypeError(
+            f"the loss returned the pair {shapes}, but one scalar was expected: "
             f"give has_aux=True if it returns (loss, aux)."
         )
-    value = out[0] if has_aux else out
+    value = out[0] if form else out
     if not isinstance(value, jax.ShapeDtypeStruct) or value.shape:
         raise ValueError(
             f"the loss returned {_check.shapes(value)}, but one scalar was expected: take its mean "
@@ -168,11 +219,14 @@ def check_objective(
             f"the loss returned {_check.shapes(value)}, but a real floating number was expected: "
             f"convert it, or take its real part."
         )
-    if not _depends(jaxpr.jaxpr, len(jax.tree.leaves(params))):
-        raise ValueError(
-            "the loss does not depend on the parameters, so every gradient would be zero: "
-            "use its first argument in it."
-        )
+    if carry is not None:
+        after = out[1][0] if has_aux else out[1]
+        if found := _check.difference(_tree.pack(carry), after):
+            raise ValueError(
+                f"the loss returned another carry than it was given ({found}), but a compiled loop "
+                f"needs it to stay: return the same structure, shapes and dtypes, as in "
+                f"new.astype(old.dtype)."
+            )
 
 
 def _depends(jaxpr: Any, num_inputs: int) -> bool:
@@ -234,7 +288,9 @@ def check_update(before: OptState, after: OptState, trained: Params, updates: Up
             f"loop needs it to stay: let its init return what its update does, and record with "
             f"record=… what optax.monitor would."
         )
-    if jax.tree.map(jnp.shape, trained) != jax.tree.map(jnp.shape, updates):
+    # Leaf by leaf: nodes need not know how to compare themselves.
+    (ours, ours_in), (theirs, theirs_in) = map(jax.tree.flatten, (trained, updates))
+    if [*map(jnp.shape, ours), ours_in] != [*map(jnp.shape, theirs), theirs_in]:
         raise ValueError(
             f"the optimizer returned {_check.shapes(updates)} as updates of "
             f"{_check.shapes(trained)}, but both must have one structure and the same shapes: "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +13,17 @@ import optax
 
 from jaxfit import _check, _problem, _tree
 from jaxfit._problem import Problem, as_data, as_optimizer
-from jaxfit._types import Batch, Data, OptState, Params, PyTree, Recorder, Row, Updates
+from jaxfit._types import (
+    Batch,
+    Data,
+    Evaluate,
+    OptState,
+    Params,
+    PyTree,
+    Recorder,
+    Row,
+    Updates,
+)
 from jaxfit._unit import hide, unit
 from jaxfit.run import State, Step
 
@@ -41,63 +50,89 @@ class Stepper(NamedTuple):
     restore: Callable[[State], State]
     step_of: Callable[[State, Info], Step]
     row_of: Callable[[Recorder], Callable[[State, Info], Row]]  # a unit, whose rows are packed
+    evaluation_of: Callable[[Evaluate], Callable[[State], PyTree]]  # likewise
     unit: Callable[[Callable[..., Any]], Callable[..., Any]]  # for what else is computed of a step
 
 
-def stepper(problem: Problem, params: Params | State) -> Stepper:
-    """Check a problem and where it starts, and return how its steps are taken."""
+def stepper(problem: Problem, params: Params | State, carry: PyTree = None) -> Stepper:
+    """Check a problem and where it starts, and return how its steps are taken.
+
+    Args:
+      problem: the problem.
+      params: the parameters to start from, or a State.
+      carry: what the loss is given beside the parameters; that of a State is in it.
+    """
     loss, optimizer, data, has_aux = problem
-    _check.function("loss", loss, 1 if data is None else 2)
-    data = as_data(data)
     optimizer = as_optimizer(optimizer)
     given = in_arrays(params) if isinstance(params, State) else None
     params = _tree.as_arrays(params) if given is None else given.params
+    carry = _tree.as_arrays(carry, _tree.is_array) if given is None else given.carry
     trained, rest = _tree.partition(params)
+    carried, objects = _tree.partition(carry, _tree.is_proper_array)
     step = jnp.asarray(np.int32(0)) if given is None else given.step
+    _problem.check_loss(loss, carry is not None, data is not None)
+    data = as_data(data)
     varies = callable(data)
 
     def batch_at(data: Data, step: jax.Array) -> Batch:
         return _tree.hold(_tree.unpack(data)(step)) if varies else data
 
-    def objective(trained: Params, batch: Batch) -> Any:
-        params = _tree.combine(trained, evaluation_point(rest))
-        out = loss(params) if data is None else loss(params, _tree.unpack(batch))
-        return _tree.pack(_check_carried("the loss", out, rest))
+    def called(trained: Params, carried: PyTree, batch: Batch) -> Any:
+        """Call the loss; return what it does, packed."""
+        given = [_tree.combine(trained, evaluation_point(rest))]
+        given += [] if carry is None else [_tree.combine(carried, objects)]
+        given += [] if data is None else [_tree.unpack(batch)]
+        return _tree.pack(_check_carried("the loss", loss(*given), (rest, objects)))
+
+    def objective(trained: Params, carried: PyTree, batch: Batch) -> tuple[jax.Array, Any]:
+        """Return the loss, and beside it the carry after it and aux."""
+        out = called(trained, carried, batch)
+        if carry is None:
+            return (out[0], (None, out[1])) if has_aux else (out, (None, None))
+        value, (after, aux) = out if has_aux else (out[0], (out[1], None))
+        after = _tree.as_arrays(_tree.unpack(after), _tree.is_array)
+        return value, (_tree.partition(after, _tree.is_proper_array)[0], aux)
 
     def restore(state: State) -> State:
-        return dataclasses.replace(state, params=_tree.combine(state.params, rest))
+        params = _tree.combine(state.params, rest)
+        return State(state.step, params, state.opt_state, _tree.combine(state.carry, objects))
 
     def step_of(state: State, info: Info) -> Step:
         batch = _tree.unpack(info.batch) if varies else data
         info = info._replace(batch=batch, aux=_tree.unpack(info.aux))
         state = restore(state)
-        return Step(state.step, state.params, state.opt_state, *info)
+        return Step(state.step, state.params, state.opt_state, *info, carry=state.carry)
 
     def row_of(record: Recorder) -> Callable[[State, Info], Row]:
         def row(state: State, info: Info) -> Row:
-            return _tree.pack(_check_row(record(step_of(state, info)), rest))
+            return _tree.pack(_check_row(record(step_of(state, info)), (rest, objects)))
 
         return as_unit(row)
 
+    def evaluation_of(evaluate: Evaluate) -> Callable[[State], PyTree]:
+        return as_unit(lambda state: evaluated(evaluate, restore(state), (rest, objects)))
+
     source = _tree.hold(data)
-    on_batch = lambda point, step: objective(point, batch_at(source, step))
-    _problem.check_objective(on_batch, evaluation_point(trained), step, has_aux)
+    on_batch = lambda point, carried, step: called(point, carried, batch_at(source, step))
+    first = evaluation_point(trained), carried, step
+    _problem.check_objective(on_batch, first, carry, has_aux, data)
     _problem.check_opt_state(given, optimizer, trained)
     opt_state = optimizer.init(trained) if given is None else given.opt_state
-    state, source, zeros = hide((State(step, trained, opt_state), source, jnp.zeros(2, np.int32)))
+    start = State(step, trained, opt_state, carried)
+    state, source, zeros = hide((start, source, jnp.zeros(2, np.int32)))
 
     def as_unit(fn: Callable[..., Any]) -> Callable[..., Any]:
         return unit(fn, zeros)
 
-    batch_unit, update_unit = as_unit(batch_at), as_unit(_update(objective, optimizer, has_aux))
+    batch_unit, update_unit = as_unit(batch_at), as_unit(_update(objective, optimizer))
 
     def take(state: State) -> tuple[State, Info]:
         batch = batch_unit(source, state.step) if varies else source
-        params, opt_state, info = update_unit(state.params, state.opt_state, batch)
+        *after, info = update_unit(state.params, state.opt_state, state.carry, batch)
         info = info._replace(batch=batch) if varies else info
-        return State(state.step + 1, params, opt_state), info
+        return State(state.step + 1, *after), info
 
-    return Stepper(state, take, restore, step_of, row_of, as_unit)
+    return Stepper(state, take, restore, step_of, row_of, evaluation_of, as_unit)
 
 
 def in_arrays(state: State) -> State:
@@ -109,7 +144,8 @@ def in_arrays(state: State) -> State:
         return jnp.asarray(leaf, jnp.result_type(leaf))
 
     step, params = jnp.asarray(state.step, np.int32), _tree.as_arrays(state.params)
-    return State(step, params, jax.tree.map(convert, state.opt_state))
+    carry = _tree.as_arrays(state.carry, _tree.is_array)
+    return State(step, params, jax.tree.map(convert, state.opt_state), carry)
 
 
 def evaluation_point(params: Params) -> Params:
@@ -118,20 +154,21 @@ def evaluation_point(params: Params) -> Params:
 
 
 def _update(
-    objective: Callable[..., Any], optimizer: optax.GradientTransformation, has_aux: bool
-) -> Callable[[Params, OptState, Batch], tuple[Params, OptState, Info]]:
-    """Return the function ``(params, opt_state, batch) -> (params, opt_state, info)`` of a step."""
+    objective: Callable[..., Any], optimizer: optax.GradientTransformation
+) -> Callable[[Params, OptState, PyTree, Batch], tuple[Params, OptState, PyTree, Info]]:
+    """Return a step: ``(params, opt_state, carry, batch) -> (params, opt_state, carry, info)``."""
     keywords = _keywords(optimizer.update)
 
-    def update(params: Params, opt_state: OptState, batch: Batch) -> tuple[Params, OptState, Info]:
-        value_and_grad = jax.value_and_grad(objective, has_aux=has_aux)
-        out, grads = value_and_grad(evaluation_point(params), batch)
-        value, aux = out if has_aux else (out, None)
+    def update(
+        params: Params, opt_state: OptState, carry: PyTree, batch: Batch
+    ) -> tuple[Params, OptState, PyTree, Info]:
+        value_and_grad = jax.value_and_grad(objective, has_aux=True)
+        (value, (carried, aux)), grads = value_and_grad(evaluation_point(params), carry, batch)
 
         # A line search refuses keywords that value_fn does not name, for it hands them on to it.
         def value_fn(params: Params, *, obj_fn: Any = None) -> jax.Array:
-            out: Any = objective(params, batch)
-            return out[0] if has_aux else out  # type: ignore[no-any-return]
+            value: jax.Array = objective(params, carry, batch)[0]
+            return value
 
         descent = _conjugate(grads)
         offered = {
@@ -146,7 +183,8 @@ def _update(
                 descent, opt_state, params, **{name: offered[name] for name in keywords}
             )
         _problem.check_update(opt_state, after, params, updates)
-        return optax.apply_updates(params, updates), after, Info(None, value, aux, grads, updates)
+        params = optax.apply_updates(params, updates)
+        return params, after, carried, Info(None, value, aux, grads, updates)
 
     return update
 
@@ -165,7 +203,7 @@ def _conjugate(grads: Updates) -> Updates:
     return jax.tree.map(lambda leaf: leaf.conj() if jnp.iscomplexobj(leaf) else leaf, grads)
 
 
-def _check_row(row: Row, rest: Params) -> Row:
+def _check_row(row: Row, rest: PyTree) -> Row:
     """Return a row, which must hold at least one array."""
     if not any(map(_check.is_carried, jax.tree.leaves(_check_carried("record", row, rest)))):
         raise ValueError(
@@ -175,7 +213,12 @@ def _check_row(row: Row, rest: Params) -> Row:
     return row
 
 
-def _check_carried(name: str, tree: PyTree, rest: Params) -> PyTree:
+def evaluated(evaluate: Evaluate, state: State, rest: PyTree) -> PyTree:
+    """Return what a function makes of a State, packed; it may hold objects found in ``rest``."""
+    return _tree.pack(_check_carried("evaluate", evaluate(state), rest))
+
+
+def _check_carried(name: str, tree: PyTree, rest: PyTree) -> PyTree:
     """Return a tree, which must hold arrays, numbers, and objects found in the parameters.
 
     These are known by their identity: one that is made afresh at every call, a string or a

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfit._types import Params, PyTree
+from jaxfit._types import PyTree
+from jaxfit.run import Run, State, Step
 
 
 def is_array(leaf: Any) -> bool:
@@ -24,37 +27,71 @@ def is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def is_number(leaf: Any) -> bool:
+    """Return whether a leaf is a number of Python's."""
+    return isinstance(leaf, bool | int | float | complex) and not isinstance(leaf, np.generic)
+
+
 def is_trainable(leaf: Any) -> bool:
     """Return whether a leaf has a gradient: a floating or complex array or number."""
     return is_array(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
-def as_arrays(params: Params) -> Params:
-    """Turn the trainable leaves into JAX arrays of a definite dtype; leave the others alone."""
+def is_proper_array(leaf: Any) -> bool:
+    """Return whether a leaf is an array, and not a number of Python's."""
+    return is_array(leaf) and not is_number(leaf)
+
+
+def is_trained(leaf: Any) -> bool:
+    """Return whether a leaf of parameters that went through `as_arrays` is trained."""
+    return is_trainable(leaf) and not is_number(leaf)
+
+
+# Nodes in which a number of Python's is a value. In any other node, such as an Equinox module, it
+# is a setting, which is not trained and not stacked.
+_CONTAINERS = dict, list, tuple, collections.OrderedDict, collections.defaultdict, Run, State, Step
+
+
+def map_values(
+    fn: Callable[[Any], Any], tree: PyTree, on_setting: Callable[[Any], Any] = lambda leaf: leaf
+) -> PyTree:
+    """Map the leaves of a tree by a function, and the settings in it by another."""
+    children, structure = jax.tree.flatten(tree, is_leaf=lambda node: node is not tree)
+    if jax.tree_util.treedef_is_leaf(structure):
+        return fn(tree)
+    if type(tree) in _CONTAINERS or hasattr(tree, "_fields"):
+        mapped = [map_values(fn, child, on_setting) for child in children]
+        return jax.tree.unflatten(structure, mapped)
+    return jax.tree.map(lambda leaf: on_setting(leaf) if is_number(leaf) else fn(leaf), tree)
+
+
+def as_arrays(tree: PyTree, which: Callable[[Any], bool] = is_trainable) -> PyTree:
+    """Turn values into JAX arrays of a definite dtype, by default those that can be trained."""
 
     def convert(leaf: Any) -> Any:
-        if not is_trainable(leaf):
-            return leaf
-        if isinstance(leaf, jax.Array) and not leaf.weak_type:
+        if not which(leaf) or (isinstance(leaf, jax.Array) and not jax.typeof(leaf).weak_type):
             return leaf
         # Without an explicit dtype, a Python float would become an array of a weak type.
         return jnp.asarray(leaf, dtype=jnp.result_type(leaf))
 
-    return jax.tree.map(convert, params)
+    return map_values(convert, tree)
 
 
-def partition(params: Params) -> tuple[PyTree, PyTree]:
-    """Split parameters into the leaves that are trained and the others, with None in the gaps."""
-    trained = jax.tree.map(lambda leaf: leaf if is_trainable(leaf) else None, params)
-    others = jax.tree.map(lambda leaf: None if is_trainable(leaf) else leaf, params)
-    return trained, others
+def partition(tree: PyTree, which: Callable[[Any], bool] = is_trained) -> tuple[PyTree, PyTree]:
+    """Split a tree into some leaves and the others, with None in the gaps.
+
+    By default, these are the leaves of parameters that are trained.
+    """
+    chosen = jax.tree.map(lambda leaf: leaf if which(leaf) else None, tree)
+    others = jax.tree.map(lambda leaf: None if which(leaf) else leaf, tree)
+    return chosen, others
 
 
-def combine(trained: PyTree, others: PyTree) -> Params:
+def combine(chosen: PyTree, others: PyTree) -> PyTree:
     """Undo `partition`."""
     return jax.tree.map(
         lambda one, other: other if one is None else one,
-        trained,
+        chosen,
         others,
         is_leaf=lambda leaf: leaf is None,
     )
@@ -98,8 +135,8 @@ class StaticLeaf:
 
 
 def pack(tree: PyTree) -> PyTree:
-    """Make static every leaf but arrays and numbers, so that a loop can carry the tree."""
-    return jax.tree.map(lambda leaf: leaf if is_array(leaf) else StaticLeaf(leaf), tree)
+    """Make static every leaf but arrays and values, so that a loop can carry the tree."""
+    return map_values(lambda leaf: leaf if is_array(leaf) else StaticLeaf(leaf), tree, StaticLeaf)
 
 
 def hold(tree: PyTree) -> PyTree:

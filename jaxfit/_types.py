@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 import jax
 import optax
 
-from jaxfit.run import Step
+from jaxfit.run import State, Step
 
 PyTree: TypeAlias = Any
 
@@ -38,6 +38,14 @@ Loss: TypeAlias = Callable[..., Any]
 
 Recorder: TypeAlias = Callable[[Step], Row]
 """What to keep of a step."""
+
+
+Evaluate: TypeAlias = Callable[[State], PyTree]
+"""What to compute of a State once in a while: a tree of arrays and numbers."""
+
+
+Callback: TypeAlias = Callable[[State, Row, PyTree], bool | None]
+"""``(state, rows, evaluation) -> whether to end the run there``, on the host."""
 
 
 class HasInitAndUpdate(Protocol):

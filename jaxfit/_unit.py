@@ -20,8 +20,9 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from jaxfit._guard import Jaxpr, guarded
+from jaxfit._guard import guarded
 from jaxfit._primitives import apart_p, hide_p, unit_p
+from jaxfit._reductions import Jaxpr
 from jaxfit._types import PyTree
 
 

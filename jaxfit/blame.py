@@ -22,7 +22,7 @@ from jaxfit.run import State, Step
 
 # The fields of a Step that it computes, and those that it is given, in the order of the search.
 _COMPUTED = ("loss", "grads", "updates")
-_GIVEN = ("batch", "params", "opt_state")
+_GIVEN = ("batch", "params", "opt_state", "carry")
 
 
 class Blame(NamedTuple):

@@ -6,8 +6,8 @@ import os
 
 from jaxfit._disk import files
 from jaxfit._disk.assemble import assemble
-from jaxfit._disk.directory import checked_path, list_chunks
 from jaxfit._disk.manifest import read_manifest
+from jaxfit._disk.paths import checked_path, list_chunks
 from jaxfit.run import Run
 
 __all__ = ["load"]
@@ -50,11 +50,11 @@ def load(checkpoint_dir: str | os.PathLike[str]) -> Run:
     path = checked_path(checkpoint_dir)
     if not (path / "run.json").is_file():
         raise FileNotFoundError(f"{path} holds no run: give the checkpoint_dir of a fit.")
-    manifest, state, row = read_manifest(path)
+    manifest, state, row, evaluation = read_manifest(path)
     chunks = list_chunks(path, manifest["first"])
     if not chunks:
         raise FileNotFoundError(
             f"the run in {path} ended before its first chunk was committed: call fit again."
         )
     end = files.restore_tree(chunks[-1], "state", state)
-    return assemble(path, manifest, chunks, end, state, row)
+    return assemble(path, manifest, chunks, end, state, row, evaluation)

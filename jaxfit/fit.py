@@ -5,23 +5,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import pathlib
 import sys
 
 import jax
 from tqdm.auto import tqdm
 
 from jaxfit import _check, _tree
-from jaxfit._disk.directory import Directory, checked_path
+from jaxfit._disk.directory import Directory
 from jaxfit._disk.manifest import fingerprint
+from jaxfit._disk.paths import checked_path
 from jaxfit._drive import interrupts, rules
-from jaxfit._drive.chunks import End, Program, chunks
-from jaxfit._drive.pace import Pace
+from jaxfit._drive.chunks import End, chunks
+from jaxfit._drive.hook import Hook, check_pauses
+from jaxfit._drive.pace import Marks, Pace
+from jaxfit._drive.program import Program
 from jaxfit._drive.rules import Stop
 from jaxfit._drive.sinks import MemoryRows, Sink
-from jaxfit._drive.sources import open_source
+from jaxfit._drive.sources import Source, open_source
 from jaxfit._problem import Problem, check_start
 from jaxfit._step import in_arrays
-from jaxfit._types import Data, Loss, Optimizer, Params, Recorder
+from jaxfit._types import Callback, Data, Evaluate, Loss, Optimizer, Params, PyTree, Recorder, Row
 from jaxfit.record import whole
 from jaxfit.run import Run, State
 from jaxfit.stream import is_stream
@@ -38,12 +42,16 @@ def fit(
     *,
     data: Data | None = None,
     has_aux: bool = False,
+    carry: PyTree = None,
     record: Recorder = whole,
     record_every: int = 1,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int | None = None,
     chunk_size: int | None = None,
     progress: bool | str = True,
     checkpoint_dir: str | os.PathLike[str] | None = None,
     stop: Stop = None,
+    callback: Callback | None = None,
 ) -> Run:
     """Make the run of `train`, bit for bit, driven from Python in compiled chunks.
 
@@ -66,8 +74,12 @@ def fit(
         ``host_batches``, runs are resumed exactly. If worker processes read the rows of a
         directory, spawn them: TensorStore aborts processes that are forked.
       has_aux: as in `train`.
+      carry: as in `train`.
       record: as in `train`.
       record_every: as in `train`.
+      evaluate: as in `train`.
+      evaluate_every: as in `train`. Chunks end where the run is evaluated, so that there is time
+        for a program to be called.
       chunk_size: the number of steps to make at once, rounded up to a multiple of ``record_every``.
         By default as many as take about half a second, or have 16 MB of rows and batches if that is
         less. With a ``checkpoint_dir``, a hundredth of the time so far, up to five seconds, and
@@ -81,7 +93,15 @@ def fit(
         moment. Needs the extra ``checkpoint``, and the disk space of a `State` for each chunk.
       stop: a function of a `Step` that returns whether to end there, or a rule of ``jaxfit.stop``.
         The run ends at the first step for which it is true, as if ``num_steps`` had been the
-        number of steps before it: ``run.state`` is the state before that step.
+        number of steps before it: ``run.state`` is the state before that step. What the rule
+        remembers goes with this State, so that `fit` from there with the same rule goes on
+        counting.
+      callback: ``callback(state, rows, evaluation)``, called on the host after every
+        ``evaluate_every`` steps and at the end, in order and once each; without ``evaluate_every``,
+        after every chunk. It is given the State there, the rows since the last call, ``[rows, …]``,
+        and what ``evaluate`` returned, or None, with NumPy arrays. The run ends there if it returns
+        True. It sees no steps that a rule discards, nor, in a run that goes on from its
+        ``checkpoint_dir``, those that were shown and committed. See ``jaxfit.callbacks``.
 
     Returns:
       A `Run` whose rows are NumPy arrays in host memory, without keyframes. With a
@@ -110,64 +130,83 @@ def fit(
     >>> run.trajectory["params"].shape
     (1000, 2)
     """
-    num_steps, record_every, _ = _check.lengths(num_steps, record_every, None)
+    num_steps, record_every = _check.lengths(num_steps, record_every)
     if chunk_size is not None:
         chunk_size = _check.count("chunk_size", chunk_size)
-    _check.function("record", record, 1)
-    rules.check_rule(stop)
+    _check.function("record", record, "step")
+    evaluate_every = check_pauses(record_every, evaluate, evaluate_every, callback)
+    rules.check_rule(stop, evaluate)
     hides_bar = _hides_bar(progress)
     path = None if checkpoint_dir is None else checked_path(checkpoint_dir)
-    _check.concrete("params or data", (params, None if is_stream(data) else data), "fit")
-    check_start(params, num_steps)
+    given = params, carry, None if is_stream(data) else data
+    _check.concrete("params, carry or data", given, "fit")
+    check_start(params, num_steps, carry)
     from_start = not isinstance(params, State)
-    state = init(params, optimizer) if from_start else in_arrays(params)
-    first = int(state.step)
+    state = init(params, optimizer, carry) if from_start else in_arrays(params)
+    marks = Marks(int(state.step), evaluate_every)
+    end = End(marks.first + num_steps)
+    problem = Problem(loss, optimizer, None, has_aux)
+    program = Program(problem, record, record_every, stop, evaluate, marks)
     with contextlib.ExitStack() as stack:
         source = open_source(data)
         stack.callback(source.close)
-        program = Program(Problem(loss, optimizer, None, has_aux), record, record_every, stop)
         row = program.row(state, source)
         if path is None:
-            sink: Sink = MemoryRows(row, first, num_steps, record_every, from_start)
+            sink: Sink = MemoryRows(row, marks, num_steps, record_every, from_start)
         else:
-            traced = dataclasses.replace(program, stop=None).trace(state, source)
-            batch = source.first(state.step)
-            manifest = fingerprint(state, row, batch, record_every, traced)
-            sink = stack.enter_context(Directory(path, manifest, row))
-        state, memory = sink.begin(state, rules.first_memory(stop), first + num_steps)
-        if (done := int(state.step)) > first:
+            sink = stack.enter_context(_directory(path, program, state, source, row))
+        state, memory = sink.begin(state, rules.remembered(stop, params), end.step)
+        if (done := int(state.step)) > marks.first:
             source.warn_if_resumed(done)
-        full = max(1, num_steps // record_every)  # rows that have all their steps
-        if chunk_size is None:
-            size = _tree.nbytes(row) + source.batch_bytes * record_every
-            pace = Pace.measured(full, record_every, size, growing=path is not None)
-        else:
-            pace = Pace.fixed(min(full, -(-chunk_size // record_every)), record_every)
-        end = End(first + num_steps)
+        size = _tree.nbytes(row) + source.batch_bytes * record_every
+        pace = Pace.of(chunk_size, num_steps, record_every, size, path is not None, marks)
+        hook = Hook(callback, row, marks)
         asked = stack.enter_context(interrupts.noted())
-        bar = tqdm(total=num_steps, initial=done - first, unit=" steps", disable=hides_bar)
+        bar = tqdm(total=num_steps, initial=done - marks.first, unit=" steps", disable=hides_bar)
         stack.enter_context(bar)
         try:
-            for chunk in chunks(program, state, memory, source, pace, end, asked):
+            stand = program.begin(state, memory, sink, end.step)
+            for chunk in chunks(program, stand, source, pace, end, asked):
                 with pace.storing():
-                    sink.commit(chunk.start, chunk.stop, chunk.state, chunk.memory, chunk.rows)
-                state, done = chunk.state, chunk.stop
+                    sink.commit(chunk.start, chunk.stop, *chunk.after.kept, chunk.rows)
+                stand, done = chunk.after, chunk.stop
                 bar.update(chunk.stop - chunk.start)
-                bar.set_postfix(loss=f"{chunk.loss:.4g}")
+                bar.set_postfix(loss=f"{stand.loss:.4g}")
+                if hook.ends(chunk):
+                    end.move(done, f"callback returned True at step {done}")
+                    break
                 pace.measure(chunk.num_rows)
             if end.error is not None:
                 raise end.error
+            stand = program.finish(stand, sink, done)
+            hook.finish(stand)
         except Exception as error:
             if kept := sink.kept(done):
                 error.add_note(f"fit: {kept}")
             raise
+        state = dataclasses.replace(stand.state, _memory=rules.to_remember(stop, stand.memory))
         run = sink.run(state, end.reason)
     if asked and end.reason and end.reason.startswith("interrupted"):
-        kept = "committed and returned" if path else "returned"
-        print(
-            f"fit: {end.reason} of {first + num_steps}; the run so far is {kept}.", file=sys.stderr
-        )
+        _say_interrupted(end.reason, marks.first + num_steps, path)
     return run
+
+
+def _directory(
+    path: pathlib.Path, program: Program, state: State, source: Source, row: Row
+) -> Directory:
+    """Open the directory of a run."""
+    evaluation, traced = program.evaluation_like(state), program.trace_all(state, source)
+    batch = source.first(state.step)
+    every = program.record_every, program.marks.period if program.evaluate else None
+    return Directory(
+        path, fingerprint(state, row, evaluation, batch, *every, traced), row, evaluation
+    )
+
+
+def _say_interrupted(reason: str, end: int, path: pathlib.Path | None) -> None:
+    """Tell whoever pressed Ctrl-C what became of the run."""
+    kept = "committed and returned" if path else "returned"
+    print(f"fit: {reason} of {end}; the run so far is {kept}.", file=sys.stderr)
 
 
 def _hides_bar(progress: bool | str) -> bool | None:

@@ -199,7 +199,7 @@ def l2(params: Params) -> jax.Array:
     >>> l2({"w": jnp.array([3.0, 4.0]), "degree": 2})
     Array(12.5, dtype=float32)
     """
-    trained, _ = _tree.partition(params)
+    trained, _ = _tree.partition(_tree.as_arrays(params))
     half: jax.Array = optax.tree.norm(trained, squared=True) / 2
     return half
 

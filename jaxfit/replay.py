@@ -80,17 +80,8 @@ def replay(
     record_every = _check.count("record_every", record_every)
     reached = _reach(Problem(loss, optimizer, data, has_aux), run, start)
     state = reached.restore(reached.state)
-
-    def go_on(state: State) -> Run:
-        options: Any = {"data": data, "has_aux": has_aux, "record": record}
-        number = max(stop - start, 1)
-        return train(loss, state, optimizer, number, record_every=record_every, **options)
-
-    if stop > start:
-        return go_on(state)
-    row = jax.eval_shape(lambda: _tree.pack(go_on(state).trajectory))
-    none = jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape[1:]), leaf.dtype), row)
-    return Run(jnp.zeros(0, np.int32), _tree.unpack(none), None, state)
+    options: Any = {"data": data, "has_aux": has_aux, "record": record}
+    return train(loss, state, optimizer, stop - start, record_every=record_every, **options)
 
 
 def at(
@@ -136,7 +127,7 @@ def at(
 
 
 def fork(state: State, optimizer: Optimizer, *, carry_over: bool = False) -> State:
-    """Return a state with the same step and parameters, for another optimizer.
+    """Return a state with the same step, parameters and carry, for another optimizer.
 
     Args:
       state: where to go on from: ``run.state``, or ``replay(…, t, t).state``.
@@ -162,7 +153,7 @@ def fork(state: State, optimizer: Optimizer, *, carry_over: bool = False) -> Sta
     _check.kind("state", state, State, "run.state, or replay(…, step, step).state")
     fresh = init(state.params, optimizer)
     opt_state = _with_counterparts(state, fresh) if carry_over else fresh.opt_state
-    return State(state.step, fresh.params, opt_state)
+    return State(state.step, fresh.params, opt_state, state.carry)
 
 
 def _with_counterparts(state: State, fresh: State) -> OptState:
@@ -210,14 +201,15 @@ def _with_counterparts(state: State, fresh: State) -> OptState:
 def _keyframes(run: Run) -> State:
     """Return the states that a replay can start from, stacked."""
     _check.kind("run", run, Run, "what train returned")
-    if run.keyframes is not None:
-        return run.keyframes
-    if isinstance(run.trajectory, State):
-        return run.trajectory
-    raise ValueError(
-        "the run has no keyframes to replay it from: make it with "
-        "train(…, keyframe_every=100), or record=jaxfit.record.state."
-    )
+    frames: Any = run.trajectory if run.keyframes is None else run.keyframes
+    if not isinstance(frames, State):
+        raise ValueError(
+            "the run has no keyframes to replay it from: make it with "
+            "train(…, keyframe_every=100), or record=jaxfit.record.state."
+        )
+    if 0 in jnp.shape(frames.step):
+        raise ValueError("the run has no steps, so there is nothing to replay: train for some.")
+    return frames
 
 
 def _reach(problem: Problem, run: Run, step: Any) -> Stepper:
@@ -284,12 +276,12 @@ def _check_stretch(start: Any, stop: Any, frames: Any, end: Any) -> None:
 def _check_replayable(problem: Problem, state: State) -> None:
     """Check that the loss takes the parameters of a run on this data."""
     loss, _, data, _ = problem
-    params, step = state.params, state.step
+    given = [state.params] if state.carry is None else [state.params, state.carry]
     try:
         if data is None:
-            jax.eval_shape(lambda: loss(params))
+            jax.eval_shape(lambda: loss(*given))
         else:
-            jax.eval_shape(lambda: loss(params, data(step) if callable(data) else data))
+            jax.eval_shape(lambda: loss(*given, data(state.step) if callable(data) else data))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(
             f"the loss cannot be computed from the parameters of the run and this data "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,26 +13,42 @@ from jaxfit import _summary
 __all__ = ["Run", "State", "Step"]
 
 
-@jax.tree_util.register_dataclass
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("step", "params", "opt_state", "carry"),
+    meta_fields=(),
+    drop_fields=("_memory",),
+)
 @dataclasses.dataclass(frozen=True, repr=False)
 class State:
     """Where a run stands between two updates: all that is needed to go on exactly.
+
+    The State that ``jaxfit.fit`` returns also knows what its stopping rule remembered, so that
+    another `fit` with the rule goes on counting. This is not part of the tree: a copy that
+    ``jax.tree.map`` or a compiled function makes does not have it.
 
     Attributes:
       step: int32 [], the number of updates so far.
       params: the parameters, a pytree.
       opt_state: the optimizer's state, a pytree.
+      carry: what the loss takes from step to step beside the parameters, a pytree; None without.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    carry: Any = None
+    # The leaves of a stopping rule's memory. Dropped from the tree, so that the State of a run
+    # that was watched has the structure of any other.
+    _memory: Any = dataclasses.field(default=None, compare=False)
 
     def __repr__(self) -> str:
-        return f"State({_at(self.step)}{_summary.line(self.params)}; {_summary.size(self)})"
+        shown = self.params if self.carry is None else {"params": self.params, "carry": self.carry}
+        return f"State({_at(self.step)}{_summary.line(shown)}; {_summary.size(self)})"
 
     def _repr_html_(self) -> str:
-        return _summary.table(repr(self), {"params": self.params, "opt_state": self.opt_state})
+        names = ["params", "opt_state"] + ["carry"] * (self.carry is not None)
+        return _summary.table(repr(self), {name: getattr(self, name) for name in names})
 
 
 @jax.tree_util.register_dataclass
@@ -53,6 +70,7 @@ class Step:
       grads: the gradient of the loss as ``jax.grad`` returns it (in complex leaves, its conjugate
         is the direction of ascent); None in place of leaves that are not trained.
       updates: what the optimizer adds to ``params``; None in place of leaves that are not trained.
+      carry: what the loss was given of the step before; None without ``carry``.
     """
 
     step: jax.Array
@@ -63,11 +81,12 @@ class Step:
     aux: Any
     grads: Any
     updates: Any
+    carry: Any = None
 
     @property
     def state(self) -> State:
         """The `State` before this step's update."""
-        return State(self.step, self.params, self.opt_state)
+        return State(self.step, self.params, self.opt_state, self.carry)
 
     def __repr__(self) -> str:
         shown = {"params": self.params, "batch": self.batch, "loss": self.loss}
@@ -91,6 +110,10 @@ class Run:
       state: the `State` after the last step, from which a run can go on.
       stop_reason: why the run ended before its last step; None if it did not. Part of the
         structure of the tree.
+      evaluations: what ``evaluate`` returned, stacked: every array has a leading axis
+        [evaluations]; None without ``evaluate``.
+      evaluated_steps: int32 [evaluations], the step of the State that each was given; None without
+        ``evaluate``.
 
     >>> import optax, jaxfit
     >>> jaxfit.train(lambda a: (a - 1.0) ** 2, 0.0, optax.sgd(0.25), 1000)
@@ -105,6 +128,8 @@ class Run:
     # run is compiled, because it began at step 0. Static, so that it stays as it is under vmap.
     _known_steps: range | None = dataclasses.field(default=None, metadata={"static": True})
     stop_reason: str | None = dataclasses.field(default=None, metadata={"static": True})
+    evaluations: Any = None
+    evaluated_steps: jax.Array | None = None
 
     def __repr__(self) -> str:
         shape = getattr(self.steps, "shape", ())
@@ -115,13 +140,17 @@ class Run:
         if isinstance(self.keyframes, State):
             number = getattr(self.keyframes.step, "shape", ())
             parts.append(f"{'×'.join(map(str, number))} keyframes")
+        if self.evaluations is not None:
+            number = getattr(self.evaluated_steps, "shape", ())
+            shown = _summary.line(self.evaluations)
+            parts.append(f"{'×'.join(map(str, number))} evaluations: {shown}")
         parts.append(_summary.size(self))
         if self.stop_reason is not None:
             parts.append(f"stopped: {self.stop_reason}")
         return f"Run({'; '.join(parts)})"
 
     def _repr_html_(self) -> str:
-        names = "trajectory", "keyframes", "state"
+        names = "trajectory", "keyframes", "evaluations", "state"
         return _summary.table(repr(self), {name: getattr(self, name) for name in names})
 
 

@@ -6,32 +6,36 @@ Read this file first. A `State` is where a run stands, a `Step` is what one step
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxfit import _check, _loops, _tree
+from jaxfit._loops import Steps
 from jaxfit._problem import Problem, as_optimizer, check_start
 from jaxfit._step import stepper
-from jaxfit._types import Data, Loss, Optimizer, Params, Recorder, Row
+from jaxfit._types import Data, Evaluate, Loss, Optimizer, Params, PyTree, Recorder
 from jaxfit.record import whole
 from jaxfit.run import Run, State, Step
 
 __all__ = ["Run", "State", "Step", "init", "train"]
 
 
-def init(params: Params, optimizer: Optimizer) -> State:
+def init(params: Params, optimizer: Optimizer, carry: PyTree = None) -> State:
     """Return the `State` before the first step.
 
     Args:
-      params: a pytree. Its floating and complex leaves are trained, and Python floats among them
-        become arrays; every other leaf rides along untouched.
+      params: a pytree. Its floating and complex arrays are trained. So are Python floats in dicts,
+        lists, tuples and named tuples, where they become arrays; in a node of another type, such as
+        an Equinox module, a Python number is a setting. All that is not trained rides along
+        untouched.
       optimizer: an optax optimizer, or a rule as in `train`.
+      carry: what the loss takes from step to step beside the parameters, as in `train`.
 
     Returns:
-      ``State(step=0, params, opt_state)``.
+      ``State(step=0, params, opt_state, carry)``.
 
     Raises:
       TypeError: if the optimizer is not one.
@@ -43,7 +47,8 @@ def init(params: Params, optimizer: Optimizer) -> State:
     optimizer = as_optimizer(optimizer)
     params = _tree.as_arrays(params)
     trained, _ = _tree.partition(params)
-    return State(jnp.asarray(np.int32(0)), params, optimizer.init(trained))
+    carry = _tree.as_arrays(carry, _tree.is_array)
+    return State(jnp.asarray(np.int32(0)), params, optimizer.init(trained), carry)
 
 
 def train(
@@ -54,9 +59,12 @@ def train(
     *,
     data: Data | None = None,
     has_aux: bool = False,
+    carry: PyTree = None,
     record: Recorder = whole,
     record_every: int = 1,
     keyframe_every: int | None = None,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int | None = None,
 ) -> Run:
     r"""Minimise a loss by gradient descent, and return the whole trajectory.
 
@@ -91,6 +99,11 @@ def train(
         ``jaxfit.minibatches`` makes. Anything else a step needs, such as a dropout key, is part of
         the batch.
       has_aux: whether the loss returns ``(scalar, aux)``.
+      carry: what the loss takes from step to step beside the parameters: batch statistics, a random
+        state, an environment, averaged parameters. A pytree of arrays, PRNG keys among them, whose
+        shapes and dtypes stay. The loss is then ``loss(params, carry, batch) -> (scalar, carry)``,
+        or ``(scalar, (carry, aux))`` with ``has_aux``, and ``loss(params, carry)`` without data. It
+        is not trained; derivatives go through it. A `State` has its own.
       record: a function of a `Step` that returns what to keep, a pytree of arrays and numbers; see
         ``jaxfit.record``.
       record_every: the number of steps from one row to the next; the first row is that of the first
@@ -100,6 +113,12 @@ def train(
         Reverse-mode differentiation stores only the keyframes and recomputes the steps between
         them: with one every k steps, memory for T/k + k steps instead of T. If it does not divide
         ``num_steps``, the loss is compiled twice.
+      evaluate: ``evaluate(state) -> pytree`` of arrays and numbers, such as a loss on other data.
+        It is called with the `State` at every ``evaluate_every``-th step, the first included, and
+        at the end. It stands outside the loop over steps, costs nothing in between, and changes no
+        bit of the run.
+      evaluate_every: the number of steps from one evaluation to the next, a multiple of
+        ``record_every``. If there are keyframes, one of the two periods must divide the other.
 
     Returns:
       A `Run`. Row t holds what belongs to the parameters before update t, so ``run.state`` is
@@ -125,39 +144,67 @@ def train(
     >>> run.state.params.round(3)
     Array([2., 1.], dtype=float32)
     """
-    num_steps, record_every, keyframe_every = _check.lengths(
-        num_steps, record_every, keyframe_every
-    )
-    _check.function("record", record, 1)
-    check_start(params, num_steps)
-    run = stepper(Problem(loss, optimizer, data, has_aux), params)
+    num_steps, record_every = _check.lengths(num_steps, record_every)
+    keyframe_every = _check.period("keyframe_every", keyframe_every, record_every)
+    evaluate_every = _check.period("evaluate_every", evaluate_every, record_every)
+    _check.function("record", record, "step")
+    _check.evaluation(evaluate, evaluate_every, keyframe_every)
+    check_start(params, num_steps, carry)
+    run = stepper(Problem(loss, optimizer, data, has_aux), params, carry)
     row_of = run.row_of(record)
+    evaluation_of = None if evaluate is None else run.evaluation_of(evaluate)
 
-    def row(state: State, number: int) -> tuple[State, Row]:
+    def row(state: State, number: int) -> tuple[State, PyTree]:
         """Take some steps, the first of which leaves a row: [1, …]."""
         after, info = run.take(state)
-        return _loops.repeat(run.take, after, number - 1), _loops.lead(row_of(state, info))
+        rows = {"trajectory": _loops.lead(row_of(state, info))}
+        return _loops.repeat(run.take, after, number - 1), rows
 
-    def rows(state: State, number: int) -> tuple[State, Row]:
+    def rows(state: State, number: int) -> tuple[State, PyTree]:
         """Take some steps, and stack the rows they leave: [rows, …]."""
         return _loops.blocks(row, state, number, record_every)
 
-    def segment(state: State, number: int) -> tuple[State, Any]:
-        """Take the steps after a keyframe; reverse-mode differentiation recomputes them."""
-        keyframe = _tree.pack(run.restore(state))
-        # The steps are a loop already, so nothing can merge the recomputed ones with the first.
-        recomputed = jax.checkpoint(lambda state: rows(state, number), prevent_cse=False)
-        after, stacked = recomputed(state)
-        return after, (_loops.lead(keyframe), stacked)
+    def with_evaluations(body: Steps) -> Steps:
+        if evaluation_of is None or evaluate_every is None:
+            return body
+        return _loops.marked(body, evaluate_every, "evaluations", evaluation_of)
 
-    if keyframe_every is None:
-        state, trajectory = rows(run.state, num_steps)
-        keyframes = None
+    def with_keyframes(body: Steps) -> Steps:
+        if keyframe_every is None:
+            return body
+
+        def recomputed(state: State, number: int) -> tuple[State, PyTree]:
+            """Take the steps after a keyframe; reverse-mode differentiation recomputes them."""
+            # The steps are a loop already, so nothing can merge the recomputed ones with the first.
+            steps = jax.checkpoint(lambda state: body(state, number), prevent_cse=False)
+            after, kept = steps(state)
+            return after, kept
+
+        keyframe = lambda state: _tree.pack(run.restore(state))
+        return _loops.marked(recomputed, keyframe_every, "keyframes", keyframe)
+
+    if (keyframe_every or 0) > (evaluate_every or 0):
+        take_all = with_keyframes(with_evaluations(rows))
     else:
-        state, (keyframes, trajectory) = _loops.blocks(
-            segment, run.state, num_steps, keyframe_every
-        )
-    steps = run.state.step + np.arange(0, num_steps, record_every, dtype=np.int32)
-    is_resumed = isinstance(params, State)
-    known = None if is_resumed else range(0, num_steps, keyframe_every or record_every)
-    return Run(steps, _tree.unpack(trajectory), _tree.unpack(keyframes), run.restore(state), known)
+        take_all = with_evaluations(with_keyframes(rows))
+    state, kept = take_all(run.state, num_steps)
+
+    def every(period: int | None) -> jax.Array:
+        """Return the steps from the first on, a period apart."""
+        return run.state.step + np.arange(0, num_steps, period, dtype=np.int32)
+
+    known = range(0, num_steps, keyframe_every or record_every)
+    made = Run(
+        steps=every(record_every),
+        trajectory=_tree.unpack(kept["trajectory"]),
+        keyframes=_tree.unpack(kept.get("keyframes")),
+        state=run.restore(state),
+        _known_steps=None if isinstance(params, State) else known,
+    )
+    if evaluation_of is None:
+        return made
+    evaluated = kept["evaluations"], every(evaluate_every)
+    last = evaluation_of(state), state.step
+    appended = jax.tree.map(lambda rows, row: jnp.concatenate([rows, row[None]]), evaluated, last)
+    evaluations, evaluated_steps = _tree.unpack(appended)
+    return dataclasses.replace(made, evaluations=evaluations, evaluated_steps=evaluated_steps)

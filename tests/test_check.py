@@ -88,7 +88,7 @@ REFUSED = {
     ),
     "no leaf at all": (train(params=None, **data), ValueError, "nothing to train"),
     # the lengths
-    "no steps": (train(num_steps=0, **data), ValueError, "num_steps is 0"),
+    "no steps": (train(num_steps=-1, **data), ValueError, "num_steps is -1"),
     "half a step": (train(num_steps=2.5, **data), TypeError, "num_steps is 2.5"),
     "steps as text": (train(num_steps="3", **data), TypeError, "num_steps is '3'"),
     "steps as a truth": (train(num_steps=True, **data), TypeError, "num_steps is True"),

@@ -31,7 +31,7 @@ import jaxfit
 from jaxfit import plot
 from jaxfit._disk import spec
 from jaxfit._disk.rows import DiskRows
-from jaxfit._drive.chunks import _steps
+from jaxfit._drive.program import _steps
 from jaxfit.fit import fit
 from jaxfit.stop import Rule, loss_below, no_improvement
 from tests.common import assert_same_bits, guess, loss, row, two_processes
@@ -137,7 +137,7 @@ def test_a_rule_goes_on_remembering(data, tmp_path):
     fit(loss, guess, ADAM, 17, stop=sixth(), **options)
     run = fit(loss, guess, ADAM, STEPS, stop=sixth(), **options)
     assert run.state.step == 25 and len(run.steps) == 25
-    assert jaxfit.load(tmp_path).stop_reason == run.stop_reason == "<lambda> was true at step 25"
+    assert jaxfit.load(tmp_path).stop_reason == run.stop_reason == "stop was true at step 25"
     # It is still true there; another need not be, and a rule of another kind begins anew.
     assert fit(loss, guess, ADAM, STEPS, stop=sixth(), **options).state.step == 25
     assert fit(loss, guess, ADAM, 30, stop=loss_below(-1.0), **options).state.step == 30

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import jaxfit
 from jaxfit import fit as fit_function
-from jaxfit._drive.chunks import _steps
+from jaxfit._drive.program import _steps
 from jaxfit.fit import fit
 from jaxfit.stop import Rule, loss_below, no_improvement, not_finite
 from tests.common import assert_same_bits, guess, loss, perceptron, row
@@ -263,7 +263,7 @@ def test_a_fit_ends_at_the_first_step_where_the_rule_is_true(end, every, chunk_s
     after = lambda step: step.step >= end
     options = {"data": data, "record_every": every, "chunk_size": chunk_size}
     run = fit(loss, guess, OPTIMIZERS["momentum"], STEPS, stop=after, **options)
-    assert run.stop_reason == f"<lambda> was true at step {end}"
+    assert run.stop_reason == f"stop was true at step {end}"
     whole = trained("momentum", every)
     assert_same_bits(run.trajectory, row(whole.trajectory, slice(-(-end // every))))
     assert_same_bits(run.steps, jnp.arange(0, end, every, dtype=np.int32))
@@ -284,7 +284,7 @@ def test_the_ready_made_rules_end_where_the_losses_say(data):
     losses = np.asarray(jaxfit.train(loss, guess, sgd, 200, data=data).trajectory["loss"])
     run = fit(loss, guess, sgd, 200, data=data, stop=loss_below(0.1))
     assert int(run.state.step) == np.argmax(losses < 0.1) > 0
-    assert run.stop_reason == f"loss_below was true at step {np.argmax(losses < 0.1)}"
+    assert run.stop_reason == f"loss_below(0.1) was true at step {np.argmax(losses < 0.1)}"
 
     waves = jnp.array([5.0, 4.0, 4.5, 3.0, 3.0, 2.95, 3.0, 1.0, 1.0])
     wave = lambda a, batch: batch[0] + 0 * a.sum()
@@ -356,7 +356,7 @@ def test_the_module_and_the_function_have_one_name():
 # Refusals
 
 REFUSED = {
-    "no steps": ({"num_steps": 0}, "num_steps is 0, but must be at least 1"),
+    "no steps": ({"num_steps": -1}, "num_steps is -1, but must be at least 0"),
     "no chunk": ({"chunk_size": 0}, "chunk_size is 0, but must be at least 1"),
     "half a chunk": ({"chunk_size": 0.5}, "chunk_size is 0.5, but must be a whole number"),
     "no rule": ({"stop": 0.1}, r"stop is 0.1, but must be a function of a Step.*loss_below\(0.1\)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import pathlib
@@ -28,6 +29,7 @@ def assemble(
     end: State,
     state: State,
     row: Row,
+    evaluation: PyTree,
 ) -> Run:
     """Return the run that a directory holds.
 
@@ -38,6 +40,7 @@ def assemble(
       end: the State after the last of them.
       state: a State of the run without keys, whose arrays give shapes and dtypes.
       row: likewise a tree like one row.
+      evaluation: likewise a tree like one evaluation; None if there are none.
     """
     first, every = manifest["first"], manifest["record_every"]
     with_rows = [chunk for chunk in chunks if chunk.stop > chunk.start]
@@ -47,17 +50,36 @@ def assemble(
         functools.partial(_read_rows, chunk, count)
         for chunk, count in zip(with_rows, counts, strict=True)
     ]
-    frame_readers = [functools.partial(_read_frame, chunk) for chunk in chunks]
-    frames = _on_disk(state, frame_readers, range(1, len(chunks) + 1))
+    frames = _one_from_each(state, chunks, "state")
     steps = np.array([chunk.stop for chunk in chunks], np.int32)
     number = ends[-1] if ends else 0
+    evaluate_every = manifest["evaluate_every"]
+    evaluated = [] if evaluate_every is None else _evaluated(chunks, first, evaluate_every)
+    evaluated_steps = np.array([chunk.stop for chunk in evaluated], np.int32)
     return Run(
         steps=jnp.asarray(first + every * np.arange(number, dtype=np.int32)),
         trajectory=_on_disk(row, readers, ends),
-        keyframes=State(cast(Any, steps), frames.params, frames.opt_state),
+        keyframes=dataclasses.replace(frames, step=cast(Any, steps)),
         state=end,
         stop_reason=_read_stop_reason(path, chunks[-1].stop),
+        evaluations=_one_from_each(evaluation, evaluated, "evaluation") if evaluated else None,
+        evaluated_steps=jnp.asarray(evaluated_steps) if evaluated else None,
     )
+
+
+def _evaluated(chunks: list[StoredChunk], first: int, every: int) -> list[StoredChunk]:
+    """Return the chunks at whose ends the run was evaluated: every few steps, and at its end."""
+    marked = [chunk for chunk in chunks if (chunk.stop - first) % every == 0]
+    last = chunks[-1]
+    if last not in marked and files.count_arrays(last, "evaluation"):
+        marked.append(last)
+    return marked
+
+
+def _one_from_each(tree: PyTree, chunks: list[StoredChunk], item: str) -> PyTree:
+    """Put the arrays ``[chunks, …]`` of an item, of which every chunk has one tree, in a tree."""
+    readers = [functools.partial(_read_one, chunk, item) for chunk in chunks]
+    return _on_disk(tree, readers, range(1, len(chunks) + 1))
 
 
 def _on_disk(
@@ -92,8 +114,8 @@ def _read_rows(
     return files.read_array(chunk, "rows", number, like)
 
 
-def _read_frame(chunk: StoredChunk, number: int, like: jax.ShapeDtypeStruct) -> np.ndarray:
-    return files.read_array(chunk, "state", number, like)[None]
+def _read_one(chunk: StoredChunk, item: str, number: int, like: jax.ShapeDtypeStruct) -> np.ndarray:
+    return files.read_array(chunk, item, number, like)[None]
 
 
 def write_end(path: pathlib.Path, step: int, stop_reason: str | None) -> None:

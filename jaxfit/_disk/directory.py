@@ -11,7 +11,6 @@ array has a checksum. Nothing in a directory is ever executed.
 from __future__ import annotations
 
 import contextlib
-import os
 import pathlib
 import re
 import shutil
@@ -21,66 +20,21 @@ from typing import IO, Any
 
 import jax
 
-from jaxfit import _check, _tree
+from jaxfit import _tree
 from jaxfit._disk import files, spec
 from jaxfit._disk.assemble import assemble, write_end
 from jaxfit._disk.files import StoredChunk
 from jaxfit._disk.manifest import Manifest, find_difference, write_manifest
+from jaxfit._disk.paths import CHUNK, list_chunks
 from jaxfit._disk.processes import lock, raise_in_all_processes
 from jaxfit._types import PyTree, Row
 from jaxfit.run import Run, State
 
-_CHUNK = re.compile("[0-9]{10}-[0-9]{10}")
 _TEMPORARY = ".orbax-checkpoint-tmp"
-_UNFINISHED = re.compile(_CHUNK.pattern + re.escape(_TEMPORARY) + ".*")
+_UNFINISHED = re.compile(CHUNK.pattern + re.escape(_TEMPORARY) + ".*")
 # The background threads of a save in Orbax identify it by a number that is global to the process,
 # that of the save that began last: one save has to have begun before another begins.
 _saving = threading.Lock()
-
-
-def checked_path(checkpoint_dir: str | os.PathLike[str]) -> pathlib.Path:
-    """Return the absolute path of a directory, which need not exist yet.
-
-    Raises:
-      TypeError, ValueError: if it cannot be that of a directory.
-    """
-    if not isinstance(checkpoint_dir, str | os.PathLike):
-        raise TypeError(
-            f"checkpoint_dir is {_check.show(checkpoint_dir)}, but must be the path of a directory."
-        )
-    if checkpoint_dir == "":
-        raise ValueError(
-            'checkpoint_dir is "", but must be the path of a directory: give "." for this one.'
-        )
-    try:
-        path = pathlib.Path(checkpoint_dir).expanduser().absolute()
-    except RuntimeError:
-        raise ValueError(
-            f"checkpoint_dir is {_check.show(checkpoint_dir)}, but there is no such home "
-            f"directory: give another."
-        ) from None
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"checkpoint_dir is {path}, which is a file: give a directory.")
-    return path
-
-
-def list_chunks(path: pathlib.Path, first: int) -> list[StoredChunk]:
-    """Return the committed chunks of a directory, whose run began at a step.
-
-    Raises:
-      ValueError: if they do not follow one another.
-    """
-    names = sorted(entry.name for entry in path.iterdir() if _CHUNK.fullmatch(entry.name))
-    chunks = [StoredChunk(path / name, *map(int, name.split("-"))) for name in names]
-    expected = first
-    for chunk in chunks:
-        if not expected == chunk.start <= chunk.stop:
-            raise ValueError(
-                f"{path} has the steps up to {expected}, and then {chunk.path.name}: put back what "
-                f"is missing, or remove that folder and all after it, and the run ends there."
-            )
-        expected = chunk.stop
-    return chunks
 
 
 class Directory:
@@ -91,13 +45,16 @@ class Directory:
       chunks: the committed chunks, and after them the one that is being written, if any.
     """
 
-    def __init__(self, path: pathlib.Path, manifest: Manifest, row: Row) -> None:
+    def __init__(
+        self, path: pathlib.Path, manifest: Manifest, row: Row, evaluation: PyTree
+    ) -> None:
         """Open the directory of a run, or make a new one.
 
         Args:
-          path: where it is, from `checked_path`.
+          path: where it is, from ``paths.checked_path``.
           manifest: the run's `fingerprint`.
           row: a tree like one row, with ShapeDtypeStructs for arrays and without keys.
+          evaluation: likewise a tree like one evaluation; None if there are none.
 
         Raises:
           ImportError: without orbax.
@@ -106,7 +63,8 @@ class Directory:
           ValueError: if it holds another run, or is damaged.
         """
         orbax = files.import_orbax()
-        self.path, self._manifest, self._row, self._failed = path, manifest, row, False
+        self.path, self._manifest, self._failed = path, manifest, False
+        self._shown = row, evaluation
         self._lock: IO[str] | None = None
         try:
             with raise_in_all_processes():
@@ -132,6 +90,11 @@ class Directory:
                 self._writer.close()
             self._unlock()
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no chunk is committed yet."""
+        return not self.chunks
+
     def begin(self, state: State, memory: PyTree, stop: int) -> tuple[State, PyTree]:
         """Return where the run stands: its State, and the memory of the rule that watches it.
 
@@ -143,21 +106,28 @@ class Directory:
         Raises:
           ValueError: if the directory has more steps, or its last chunk is damaged.
         """
-        first, every = self._manifest["first"], self._manifest["record_every"]
-        if not self.chunks:
-            self.commit(first, first, state, memory, [])
+        if self.is_new:
             return state, memory
+        first, every = self._manifest["first"], self._manifest["record_every"]
         end = self.chunks[-1].stop
         if end > stop:
             raise ValueError(
                 f"{self.path} holds the steps up to {end} of this run, but it is to end at {stop}: "
                 f"give more steps, or read it with jaxfit.load."
             )
-        if end < stop and (end - first) % every:
+        while end < stop and (self.chunks[-1].stop - first) % every:
             self._drop_last()  # it ended amid the steps of a row, which are made again with more
         return self._restore_last(state, memory)
 
-    def commit(self, start: int, stop: int, state: State, memory: PyTree, rows: list[Any]) -> None:
+    def commit(
+        self,
+        start: int,
+        stop: int,
+        state: State,
+        memory: PyTree,
+        evaluation: PyTree,
+        rows: list[Any],
+    ) -> None:
         """Write a chunk in the background, once the chunk before it is written.
 
         Args:
@@ -165,6 +135,7 @@ class Directory:
           stop: the step after its last.
           state: the State after it.
           memory: the rule's memory after it, a pytree of JAX arrays.
+          evaluation: that of the State, without keys; None if it was not evaluated.
           rows: the arrays ``[rows, …]`` of its rows; empty if it has no steps.
 
         Raises:
@@ -175,6 +146,7 @@ class Directory:
             "state": spec.stored(_tree.without_keys(state)),
             "rule": spec.stored(_tree.without_keys(memory)),
             "rows": rows,
+            "evaluation": spec.stored(evaluation),
         }
         tree, sums = files.lay_out(items)
         path = self.path / f"{start:010d}-{stop:010d}"
@@ -191,6 +163,11 @@ class Directory:
         """
         with self._raise_as_lost():
             self._writer.wait_until_finished()
+
+    def is_evaluated(self, step: int) -> bool:
+        """Return whether the State at a step, the last so far, was written with an evaluation."""
+        self.wait()
+        return files.count_arrays(self.chunks[-1], "evaluation") > 0
 
     def kept(self, step: int) -> str | None:
         """Return a sentence on what is safe of the steps before ``step``, for a note of an error.
@@ -217,7 +194,7 @@ class Directory:
             if jax.process_index() == 0:
                 write_end(self.path, self.chunks[-1].stop, stop_reason)
         like = _tree.without_keys(state)
-        return assemble(self.path, self._manifest, self.chunks, state, like, self._row)
+        return assemble(self.path, self._manifest, self.chunks, state, like, *self._shown)
 
     @contextlib.contextmanager
     def _raise_as_lost(self) -> Iterator[None]:
@@ -272,7 +249,7 @@ def _prepare(path: pathlib.Path, manifest: Manifest) -> None:
                 f"{path} holds another run ({found}): give another directory, or go on from where "
                 f"that run stands with fit(loss, jaxfit.load({str(path)!r}).state, …) in another."
             )
-    elif "end.json" in names or any(map(_CHUNK.fullmatch, names)):
+    elif "end.json" in names or any(map(CHUNK.fullmatch, names)):
         raise ValueError(
             f"{path} holds an end.json or chunks, but no run.json that says of which run they are: "
             f"put back a copy of it, or give another directory."

@@ -106,8 +106,8 @@ def lay_out(items: dict[str, list[Any]]) -> tuple[dict[str, Any], dict[str, Any]
     """Return the arrays of a chunk as Orbax saves them, and their sealed checksums.
 
     Args:
-      items: for each of ``"state"``, ``"rule"`` and ``"rows"``, a list of arrays. Empty arrays are
-        left out, because TensorStore has none.
+      items: for each of ``"state"``, ``"rule"``, ``"rows"`` and ``"evaluation"``, a list of
+        arrays. Empty arrays are left out, because TensorStore has none.
     """
     tree: dict[str, Any] = {}
     sums = {}
@@ -129,7 +129,7 @@ def read_array(
 
     Args:
       chunk: where it is.
-      item: ``"rows"`` or ``"state"``.
+      item: ``"rows"``, ``"state"`` or ``"evaluation"``.
       number: its place among the arrays of the item.
       like: its shape and dtype.
 

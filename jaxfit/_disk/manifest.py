@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NotRequired, TypeAlias, TypedDict
 
 import jax
@@ -17,7 +17,7 @@ from jaxfit._types import Batch, PyTree, Row
 from jaxfit._version import __version__
 from jaxfit.run import State
 
-FORMAT = 1  # of a directory; another number for what this version could not read
+FORMAT = 2  # of a directory; another number for what this version could not read
 
 Leaves: TypeAlias = dict[str, list[Any]]
 """For the path of every leaf: a description, and a checksum or None."""
@@ -31,27 +31,40 @@ class Manifest(TypedDict):
     jaxfit: NotRequired[str]  # missing from the first directories
     first: int  # step
     record_every: int
+    evaluate_every: int | None  # None if there are no evaluations
     state: Any  # a `spec`
     row: Any  # likewise
+    evaluation: Any  # likewise; None if there are none
     leaves: dict[str, Leaves]
     program: list[Any]  # the checksum of a step's jaxpr, then descriptions of its constants
 
 
 def fingerprint(
-    state: State, row: Row, batch: Batch, record_every: int, traced: jax.stages.Traced
+    state: State,
+    row: Row,
+    evaluation: PyTree,
+    batch: Batch,
+    record_every: int,
+    evaluate_every: int | None,
+    traced: Sequence[jax.stages.Traced],
 ) -> Manifest:
     """Return the run's fingerprint, which a resumed run is compared with.
 
     Args:
       state: the State that the run starts from.
       row: a tree like one row, with ShapeDtypeStructs for arrays and without keys.
+      evaluation: likewise a tree like one evaluation; None if there are none.
       batch: the first batch.
       record_every: as in `fit`.
-      traced: the program of a row, as ``jax.jit(…).trace`` returns it.
+      evaluate_every: likewise.
+      traced: the programs of a row and of an evaluation, as ``jax.jit(…).trace`` returns them.
     """
     state, batch = _tree.without_keys(state), _tree.without_keys(batch)
-    program = re.sub("0x[0-9a-f]+", "", str(traced.jaxpr))  # functions print with addresses
-    constants = _describe(_tree.without_keys(list(_constants(traced.jaxpr, set()))))
+    text = "".join(str(one.jaxpr) for one in traced)
+    program = re.sub("0x[0-9a-f]+", "", text)  # functions print with addresses
+    seen: set[int] = set()
+    found = [constant for one in traced for constant in _constants(one.jaxpr, seen)]
+    constants = _describe(_tree.without_keys(found))
     # In order, but each once: how often one appears depends on what JAX had traced before.
     distinct = dict.fromkeys(map(tuple, constants.values()))
     return {
@@ -60,12 +73,16 @@ def fingerprint(
         "jaxfit": __version__,
         "first": int(state.step),
         "record_every": record_every,
+        "evaluate_every": evaluate_every,
         "state": spec.encode(state),
         "row": spec.encode(row),
+        "evaluation": spec.encode(evaluation),
         "leaves": {
             "params": _describe(state.params),
             "the optimizer's state": _describe(state.opt_state),
+            "carry": _describe(state.carry),
             "a row": _describe(row),
+            "an evaluation": _describe(evaluation),
             "the first batch": _describe(batch),
         },
         "program": [zlib.crc32(program.encode()), *map(list, distinct)],
@@ -103,12 +120,12 @@ def write_manifest(directory: pathlib.Path, manifest: Manifest) -> None:
     files.write_json(directory / "run.json", manifest)
 
 
-def read_manifest(directory: pathlib.Path) -> tuple[Manifest, State, Row]:
+def read_manifest(directory: pathlib.Path) -> tuple[Manifest, State, Row, PyTree]:
     """Read a directory's manifest, and decode what a run is read from disk with.
 
     Returns:
-      The manifest, and trees like the run's State and like one of its rows, with ShapeDtypeStructs
-      for arrays and without keys.
+      The manifest, and trees like the run's State, one of its rows and one of its evaluations,
+      with ShapeDtypeStructs for arrays and without keys.
 
     Raises:
       OSError: if it cannot be read.
@@ -116,13 +133,16 @@ def read_manifest(directory: pathlib.Path) -> tuple[Manifest, State, Row]:
     """
     manifest: Any = _read(directory)
     with files.raise_as_damage(directory / "run.json"):
-        for name, least in ("first", 0), ("record_every", 1):
-            if type(manifest[name]) is not int or not least <= manifest[name] < 2**31:
+        for name, least in ("first", 0), ("record_every", 1), ("evaluate_every", 1):
+            is_number = type(manifest[name]) is int and least <= manifest[name] < 2**31
+            if not is_number and (name, manifest[name]) != ("evaluate_every", None):
                 raise ValueError(f"{name} is {manifest[name]}")
-        state, row = spec.decode(manifest["state"]), spec.decode(manifest["row"])
+        state, row, evaluation = (
+            spec.decode(manifest[name]) for name in ("state", "row", "evaluation")
+        )
         if not isinstance(state, State) or state.step != jax.ShapeDtypeStruct((), np.int32):
             raise ValueError("its state has no step")
-    return manifest, state, row
+    return manifest, state, row, evaluation
 
 
 def _read(directory: pathlib.Path) -> Manifest:
@@ -158,13 +178,17 @@ def _difference(kept: Manifest, given: Manifest) -> str | None:
             return found
     if kept["first"] != given["first"]:
         return f"the first step is {kept['first']} there and {given['first']} here"
-    if kept["record_every"] != given["record_every"]:
-        return f"record_every is {kept['record_every']} there and {given['record_every']} here"
+    for every in ("record_every", "evaluate_every"):
+        if kept[every] != given[every]:
+            return f"{every} is {kept[every]} there and {given[every]} here"
     # Another JAX can print the same program differently, and another jaxfit can write the loop
     # around the same loss differently.
     same_writer = kept["jax"] == given["jax"] and kept.get("jaxfit") == given["jaxfit"]
     if same_writer and kept["program"] != given["program"]:
-        return "the same shapes, but the loss, optimizer, data or record computes differently"
+        return (
+            "the same shapes, but the loss, optimizer, data, record or evaluate computes "
+            "differently"
+        )
     return None
 
 

@@ -22,8 +22,7 @@ from jaxfit.run import State
 
 def is_stored(leaf: Any) -> bool:
     """Return whether a leaf is stored as an array, or stands for one; Python's numbers are not."""
-    number = isinstance(leaf, bool | int | float | complex) and not isinstance(leaf, np.generic)
-    return isinstance(leaf, jax.ShapeDtypeStruct) or (_tree.is_array(leaf) and not number)
+    return isinstance(leaf, jax.ShapeDtypeStruct) or _tree.is_proper_array(leaf)
 
 
 def stored(tree: PyTree) -> list[Any]:
@@ -126,8 +125,8 @@ def decode(spec: Any) -> PyTree:
             return value
         case {"name": str(name)}:
             return name
-        case {"state": [step, params, opt_state]}:
-            return State(*[decode(part) for part in (step, params, opt_state)])
+        case {"state": [_, _, _, _] as parts}:
+            return State(*[decode(part) for part in parts])
         case {"list": list(parts)}:
             return [decode(part) for part in parts]
         case {"tuple": list(parts)}:

@@ -20,10 +20,11 @@ def wait(tree: Any) -> None:
 
 
 def replicated(tree: Any) -> Any:
-    """Return arrays of which every process has all, of arrays that processes have parts of."""
+    """Return a tree with arrays of which every process has all, where processes have parts."""
 
     def gather(leaf: jax.Array) -> jax.Array:
-        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+        is_array = isinstance(leaf, jax.Array)
+        if not is_array or leaf.is_fully_addressable or leaf.is_fully_replicated:
             return leaf
         assert isinstance(leaf.sharding, NamedSharding)
         everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())

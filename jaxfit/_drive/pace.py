@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +16,23 @@ _MOST_SECONDS = 5.0  # in a long run with a directory
 _BYTES = 2**24  # of rows and of batches that a chunk has on the device, at most
 
 
+class Marks(NamedTuple):
+    """The steps between which a run is evaluated, or its callback called."""
+
+    first: int  # the step at which the run starts
+    period: int | None  # None if there are none
+
+    def has(self, step: int) -> bool:
+        """Return whether a step is one of them."""
+        return self.period is not None and (step - self.first) % self.period == 0
+
+    def until_next(self, step: int) -> int:
+        """Return the number of steps until the next."""
+        if self.period is None:
+            return 2**31
+        return self.period - (step - self.first) % self.period
+
+
 class Pace:
     """Chooses how many rows the next chunk has.
 
@@ -22,7 +40,7 @@ class Pace:
       capacity: the most rows a chunk can have, for which its program has room.
     """
 
-    def __init__(self, rows: int, capacity: int, every: int, growing: bool | None):
+    def __init__(self, rows: int, capacity: int, every: int, growing: bool | None, marks: Marks):
         """Begin with chunks of some rows.
 
         Args:
@@ -30,37 +48,50 @@ class Pace:
           capacity: how many rows a chunk can have.
           every: how many steps there are to a row.
           growing: whether chunks grow with the length of the run; None keeps their length.
+          marks: the steps at which chunks have to end.
         """
         self.capacity = capacity
-        self._rows, self._every, self._growing = rows, every, growing
+        self._rows, self._every, self._growing, self._marks = rows, every, growing, marks
         self._seconds, self._storing, self._measured = _SECONDS, 0.0, 0
         self._begun = self._clock = time.perf_counter()
 
     @classmethod
-    def fixed(cls, rows: int, every: int) -> Pace:
-        """Return a pace of chunks of one length."""
-        return cls(rows, rows, every, None)
-
-    @classmethod
-    def measured(cls, num_rows: int, every: int, row_bytes: int, growing: bool) -> Pace:
-        """Return a pace that begins with one row and follows the clock.
+    def of(
+        cls,
+        chunk_size: int | None,
+        num_steps: int,
+        every: int,
+        row_bytes: int,
+        growing: bool,
+        marks: Marks,
+    ) -> Pace:
+        """Return a pace of chunks of one length, or one that follows the clock from one row on.
 
         Args:
-          num_rows: how many rows the run has in all.
+          chunk_size: how many steps a chunk has; None to follow the clock.
+          num_steps: how many steps the run has.
           every: how many steps there are to a row.
           row_bytes: bytes of a row and of the batches of its steps.
           growing: whether chunks grow with the length of the run, as each makes files.
+          marks: the steps at which chunks have to end.
         """
-        return cls(1, max(1, min(num_rows, _BYTES // max(row_bytes, 1))), every, growing)
+        # However long the run is, so that runs of other lengths share its program.
+        most = max(1, _BYTES // max(row_bytes, 1))
+        if chunk_size is None:
+            return cls(1, most, every, growing, marks)
+        rows = -(-chunk_size // every)
+        if rows > most:
+            rows = max(1, min(rows, num_steps // every))
+        return cls(rows, rows, every, None, marks)
 
     @property
     def room(self) -> int:
         """How many steps a chunk can have."""
         return self.capacity * self._every
 
-    def steps(self, remaining: int) -> int:
+    def steps(self, start: int, remaining: int) -> int:
         """Return how many of the remaining steps to take next: whole rows, or the last part."""
-        steps = min(self._rows * self._every, remaining)
+        steps = min(self._rows * self._every, self._marks.until_next(start), remaining)
         return steps - steps % self._every or steps
 
     @contextlib.contextmanager

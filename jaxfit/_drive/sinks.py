@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Protocol
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 
 from jaxfit import _tree
 from jaxfit._drive import host
+from jaxfit._drive.pace import Marks
 from jaxfit._types import PyTree
 from jaxfit.run import Run, State
 
@@ -17,13 +19,35 @@ from jaxfit.run import Run, State
 class Sink(Protocol):
     """Keeps what a run makes; `Directory` is another."""
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing of the run is kept yet."""
+
     def begin(self, state: State, memory: PyTree, stop: int) -> tuple[State, PyTree]:
         """Return the State and the rule's memory to start from, for a run up to step ``stop``."""
 
     def commit(
-        self, start: int, stop: int, state: State, memory: PyTree, rows: list[np.ndarray]
+        self,
+        start: int,
+        stop: int,
+        state: State,
+        memory: PyTree,
+        evaluation: PyTree,
+        rows: list[np.ndarray],
     ) -> None:
-        """Keep a chunk: its rows [rows, …], and the State and the rule's memory after it."""
+        """Keep a chunk: the State after it, the rule's memory and the evaluation there, its rows.
+
+        Args:
+          start: its first step.
+          stop: the step after its last; a chunk can have no steps.
+          state: the State after it.
+          memory: the rule's memory after it, a pytree of JAX arrays.
+          evaluation: that of the State, without keys; None if it was not evaluated.
+          rows: the arrays ``[rows, …]`` of its rows; empty if it has no steps.
+        """
+
+    def is_evaluated(self, step: int) -> bool:
+        """Return whether the State at a step, the last so far, was kept with an evaluation."""
 
     def kept(self, step: int) -> str | None:
         """Say what became of the steps before that one, for the note of an error."""
@@ -35,12 +59,14 @@ class Sink(Protocol):
 class MemoryRows:
     """Rows in the host's memory."""
 
-    def __init__(self, row: PyTree, first: int, num_steps: int, every: int, from_start: bool):
+    is_new = True
+
+    def __init__(self, row: PyTree, marks: Marks, num_steps: int, every: int, from_start: bool):
         """Make room.
 
         Args:
           row: a tree like one row, with shapes for arrays, and without keys.
-          first: the step at which the run starts.
+          marks: where the run starts, and which of its steps are evaluated beside the last.
           num_steps: how many steps it has at most.
           every: how many steps there are to a row.
           from_start: whether it starts at a step that is known when a program is compiled.
@@ -55,25 +81,46 @@ class MemoryRows:
                 f"a checkpoint_dir."
             )
         self._arrays = [np.empty((number, *leaf.shape), leaf.dtype) for leaf in leaves]
-        self._first, self._every, self._from_start = first, every, from_start
+        self._marks, self._every, self._from_start = marks, every, from_start
+        self._evaluations: dict[int, PyTree] = {}  # by their steps
 
     def begin(self, state: State, memory: PyTree, stop: int) -> tuple[State, PyTree]:
         return state, memory
 
     def commit(
-        self, start: int, stop: int, state: State, memory: PyTree, rows: list[np.ndarray]
+        self,
+        start: int,
+        stop: int,
+        state: State,
+        memory: PyTree,
+        evaluation: PyTree,
+        rows: list[np.ndarray],
     ) -> None:
-        at = (start - self._first) // self._every
-        for stored, part in zip(self._arrays, rows, strict=True):
+        at = (start - self._marks.first) // self._every
+        for stored, part in zip(self._arrays, rows, strict=True) if rows else ():
             stored[at : at + len(part)] = part
+        if evaluation is not None:
+            self._evaluations[stop] = jax.tree.map(np.asarray, _tree.hold(evaluation))
+
+    def is_evaluated(self, step: int) -> bool:
+        return step in self._evaluations
 
     def kept(self, step: int) -> str | None:
         return f"the steps before step {step} are lost, without a checkpoint_dir."
 
     def run(self, state: State, stop_reason: str | None) -> Run:
-        num_steps = int(state.step) - self._first
-        steps = jnp.asarray(self._first + np.arange(0, num_steps, self._every, dtype=np.int32))
+        first = self._marks.first
+        num_steps = int(state.step) - first
+        steps = jnp.asarray(first + np.arange(0, num_steps, self._every, dtype=np.int32))
         arrays = [stored[: len(steps)] for stored in self._arrays]
         rows = _tree.unpack(_tree.with_keys(jax.tree.unflatten(self._structure, arrays)))
         known = range(0, num_steps, self._every) if self._from_start else None
-        return Run(steps, rows, None, state, known, stop_reason)
+        made = Run(steps, rows, None, state, known, stop_reason)
+        if not self._evaluations:
+            return made
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *self._evaluations.values())
+        return dataclasses.replace(
+            made,
+            evaluations=_tree.unpack(_tree.with_keys(stacked)),
+            evaluated_steps=jnp.asarray(np.array([*self._evaluations], np.int32)),
+        )

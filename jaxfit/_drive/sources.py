@@ -74,7 +74,7 @@ class Given:
         return jit(lambda data, step: data(step))(self.data, step)
 
     def read(self, start: int, remaining: int, pace: Pace) -> Read:
-        return Read(self.data, pace.steps(remaining))
+        return Read(self.data, pace.steps(start, remaining))
 
     def warn_if_resumed(self, step: int) -> None:
         pass
@@ -136,7 +136,7 @@ class ReadAhead:
 
     def read(self, start: int, remaining: int, pace: Pace) -> Read:
         def submit(start: int, remaining: int) -> concurrent.futures.Future[Read]:
-            return self._thread.submit(self._read, start, pace.steps(remaining), pace.room)
+            return self._thread.submit(self._read, start, pace.steps(start, remaining), pace.room)
 
         read = (self._reading or submit(start, remaining)).result()
         start, remaining = start + read.number, remaining - read.number
