@@ -193,7 +193,7 @@ def check_objective(
 
 def _check_outputs(out: Any, carry: PyTree, has_aux: bool) -> None:
     """Check the shapes of what the loss returned, packed."""
-    is_pair = lambda out: bool(isinstance(out, tuple) and len(out) == 2)
+    is_pair: Callable[[Any], bool] = lambda out: isinstance(out, tuple) and len(out) == 2
     shapes = _check.shapes(out)
     expected = [None, "(loss, aux)", "(loss, carry)", "(loss, (carry, aux))"]
     form = expected[has_aux + 2 * (carry is not None)]
