@@ -712,7 +712,7 @@ REFUSED = {
     ),
     "ragged dict": (
         lambda: sweep(good, {"lr": {"a": jnp.ones(3), "b": jnp.ones(4)}}),
-        r"give arrays \[items, …\], or a list to compile for each by itself",
+        r"give arrays \[items, …\], or a list to compile for each item on its own",
     ),
     "strings": (
         lambda: sweep(good, {"lr": np.array(["a", "b"])}),

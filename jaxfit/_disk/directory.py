@@ -33,8 +33,8 @@ from jaxfit.run import Run, State
 _CHUNK = re.compile("[0-9]{10}-[0-9]{10}")
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _UNFINISHED = re.compile(_CHUNK.pattern + re.escape(_TEMPORARY) + ".*")
-# The background threads of a save in Orbax identify it by a number that is global to the process,
-# that of the save that began last: one save has to have begun before another begins.
+# Orbax's background threads identify their save by a number that is global to the process, that of
+# the latest save: a save must have begun before another one begins.
 _saving = threading.Lock()
 
 
@@ -123,7 +123,7 @@ class Directory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Wait for what is being written, and let others in."""
+        """Wait for what is being written, and let others write."""
         try:
             if not self._failed:
                 self.wait()
@@ -154,7 +154,7 @@ class Directory:
                 f"give more steps, or read it with jaxfit.load."
             )
         if end < stop and (end - first) % every:
-            self._drop_last()  # it ended amid the steps of a row, which are made again with more
+            self._drop_last()  # it ended in the middle of a row, which is made again as a whole
         return self._restore_last(state, memory)
 
     def commit(self, start: int, stop: int, state: State, memory: PyTree, rows: list[Any]) -> None:
@@ -168,7 +168,7 @@ class Directory:
           rows: the arrays ``[rows, …]`` of its rows; empty if it has no steps.
 
         Raises:
-          OSError: if the chunk before it could not be written, or this one not be begun.
+          OSError: if the chunk before it could not be written, or this one could not be begun.
         """
         self.wait()
         items = {
@@ -193,9 +193,9 @@ class Directory:
             self._writer.wait_until_finished()
 
     def kept(self, step: int) -> str | None:
-        """Return a sentence on what is safe of the steps before ``step``, for a note of an error.
+        """Return a sentence on what is safe of the steps before ``step``, for a note on an error.
 
-        It is None if the error is that of a chunk that could not be written, which says so itself.
+        It is None if the error is that a chunk could not be written, which says so itself.
         """
         if self._failed:
             return None
@@ -221,7 +221,7 @@ class Directory:
 
     @contextlib.contextmanager
     def _raise_as_lost(self) -> Iterator[None]:
-        """If the last chunk cannot be written, raise which it is, and what is safe."""
+        """If the last chunk cannot be written, raise an error that says so, and what is safe."""
         try:
             yield
         except Exception as error:
@@ -244,8 +244,8 @@ class Directory:
     def _restore_last(self, state: State, memory: PyTree) -> tuple[State, PyTree]:
         """Return the State and the rule's memory after the last chunk.
 
-        The given ones, at the start of the run, say what they are like; and the given memory is
-        returned if another rule, or none, was watching.
+        The given ones, at the start of the run, say what these are like. The given memory is
+        returned if another rule was watching, or none.
         """
         last = self.chunks[-1]
         state = files.restore_tree(last, "state", _tree.without_keys(state))
@@ -261,9 +261,9 @@ class Directory:
 
 
 def _prepare(path: pathlib.Path, manifest: Manifest) -> None:
-    """Check that a directory holds this run, or make it so, and remove unfinished chunks.
+    """Check that a directory holds this run, or write its manifest; remove unfinished chunks.
 
-    Files of others in it stay.
+    Any other files in it stay.
     """
     names = [entry.name for entry in path.iterdir()]
     if "run.json" in names:
@@ -274,7 +274,7 @@ def _prepare(path: pathlib.Path, manifest: Manifest) -> None:
             )
     elif "end.json" in names or any(map(_CHUNK.fullmatch, names)):
         raise ValueError(
-            f"{path} holds an end.json or chunks, but no run.json that says of which run they are: "
+            f"{path} holds an end.json or chunks, but no run.json that says which run they are of: "
             f"put back a copy of it, or give another directory."
         )
     else:

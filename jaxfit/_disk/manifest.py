@@ -17,7 +17,7 @@ from jaxfit._types import Batch, PyTree, Row
 from jaxfit._version import __version__
 from jaxfit.run import State
 
-FORMAT = 1  # of a directory; another number for what this version could not read
+FORMAT = 1  # of a directory; to be raised when this version could no longer read it
 
 Leaves: TypeAlias = dict[str, list[Any]]
 """For the path of every leaf: a description, and a checksum or None."""
@@ -28,7 +28,7 @@ class Manifest(TypedDict):
 
     format: int
     jax: str
-    jaxfit: NotRequired[str]  # missing from the first directories
+    jaxfit: NotRequired[str]  # absent from the oldest directories
     first: int  # step
     record_every: int
     state: Any  # a `spec`
@@ -52,7 +52,7 @@ def fingerprint(
     state, batch = _tree.without_keys(state), _tree.without_keys(batch)
     program = re.sub("0x[0-9a-f]+", "", str(traced.jaxpr))  # functions print with addresses
     constants = _describe(_tree.without_keys(list(_constants(traced.jaxpr, set()))))
-    # In order, but each once: how often one appears depends on what JAX had traced before.
+    # In order, but each once: how often one appears depends on what JAX has traced before.
     distinct = dict.fromkeys(map(tuple, constants.values()))
     return {
         "format": FORMAT,
@@ -86,7 +86,7 @@ def _constants(program: Any, seen: set[int]) -> Iterator[Any]:
 
 
 def _describe(tree: PyTree) -> Leaves:
-    """Describe every leaf of a tree without keys, with a checksum of the arrays that are here."""
+    """Describe every leaf of a tree without keys; arrays that are here get a checksum."""
     described = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         text, value = _check.show(leaf), None
@@ -142,7 +142,7 @@ def _read(directory: pathlib.Path) -> Manifest:
 
 
 def find_difference(directory: pathlib.Path, given: Manifest) -> str | None:
-    """Return how a run differs from that of a directory, in a few words; None if it does not.
+    """Say in a few words how a run differs from that of a directory; None if it does not.
 
     Raises:
       OSError, ValueError: as `read_manifest` does.
@@ -169,7 +169,7 @@ def _difference(kept: Manifest, given: Manifest) -> str | None:
 
 
 def _leaf_difference(name: str, kept: Leaves, given: Leaves) -> str | None:
-    """Return how the leaves of one tree differ, if they do."""
+    """Say how the leaves of one tree differ, if they do."""
     if extra := [key for key in kept if key not in given]:
         return f"{name} has the leaf {extra[0] or 'itself'} there, and not here"
     for key, (text, value) in given.items():

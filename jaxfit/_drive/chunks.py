@@ -1,4 +1,4 @@
-"""The chunks of a run: made one after the other, two at a time, up to where it ends."""
+"""The chunks of a run, made one after the other, up to where the run ends."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Watch(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Steps that were started together; their results may still be computed."""
+    """Steps that were started together; their results may not be ready yet."""
 
     start: int
     stop: int
@@ -110,7 +110,7 @@ class Program:
         num_rows = (stop - start) // every
         arguments = self._arguments(state, data, watch, every, capacity, num_rows)
         after, rows, saw = _steps(*arguments)
-        # Right after it was started, before the next chunk is in the way.
+        # Right after the start, before the next chunk is in the way.
         stacked = replicated(_tree.arrays(rows))
         return Chunk(start, stop, num_rows, data, (state, watch), after, saw, stacked)
 
@@ -173,7 +173,7 @@ def chunks(
     end: End,
     interrupts: list[int],
 ) -> Iterator[Chunk]:
-    """Yield the finished chunks of a run in their order; the next one is computed meanwhile.
+    """Yield the finished chunks of a run in order, while the device computes the next one.
 
     Args:
       program: what to compute.
@@ -181,8 +181,8 @@ def chunks(
       memory: what the stopping rule remembers before it.
       source: where the data come from.
       pace: how long chunks are.
-      end: where the run ends, which is moved by whatever ends it earlier.
-      interrupts: not empty once the run is to end after what was started.
+      end: where the run ends; moved by whatever ends it earlier.
+      interrupts: not empty once the run is to end with what has been started.
     """
     watch = program.watch(memory)
     for chunk in _two_at_a_time(_started(program, state, watch, source, pace, end, interrupts)):
@@ -192,7 +192,7 @@ def chunks(
             yield chunk
             continue
         end.move(fired, f"{_check.show(program.stop)} was true at step {fired}")
-        # Make the chunk again, as far as that step; what was started after it is dropped.
+        # Make the chunk again up to that step; what was started after it is dropped.
         for part in _parts(program, *chunk.before, chunk.data, chunk.start, end, pace):
             wait(part.stacked)
             yield part
@@ -235,13 +235,13 @@ def _parts(
     end: End,
     pace: Pace,
 ) -> Iterator[Chunk]:
-    """Start steps as chunks: those of whole rows, and the rest; after an error none."""
+    """Start steps as chunks: whole rows, then the rest; nothing after an error."""
     whole = end.step - (end.step - start) % program.record_every
     for stop in whole, end.step:
         if start < stop:
             try:
                 chunk = program.start(state, watch, data, start, stop, pace)
-            except Exception as error:  # raised when the chunks before this one can be stored
+            except Exception as error:  # raised once the chunks before this one are stored
                 end.move(start, error=error)
                 return
             yield chunk
@@ -252,7 +252,7 @@ T = TypeVar("T")
 
 
 def _two_at_a_time(items: Iterable[T]) -> Iterator[T]:
-    """Yield items, each when the one after it was made."""
+    """Yield each item once the next one has been made."""
     waiting: collections.deque[T] = collections.deque()
     for item in items:
         waiting.append(item)

@@ -20,7 +20,7 @@ def wait(tree: Any) -> None:
 
 
 def replicated(tree: Any) -> Any:
-    """Return arrays of which every process has all, of arrays that processes have parts of."""
+    """Gather arrays that processes have parts of, so that every process has all of them."""
 
     def gather(leaf: jax.Array) -> jax.Array:
         if leaf.is_fully_addressable or leaf.is_fully_replicated:

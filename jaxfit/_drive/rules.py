@@ -47,7 +47,7 @@ def first_memory(stop: Stop) -> PyTree:
 
 
 def verdict(stop: Stop, step: Step, memory: PyTree) -> tuple[jax.Array, PyTree]:
-    """Return whether a rule says to stop before a step (bool []), and what it remembers then."""
+    """Return whether a rule says to stop before a step (bool []), and what it then remembers."""
     fires: Any = jnp.array(False)
     if isinstance(stop, Rule):
         fires, memory = stop.update(step, memory)
