@@ -126,7 +126,7 @@ def standardize(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     x = jnp.asarray(x, dtype if jnp.finfo(dtype).bits > 16 else np.float32)
     constant = jnp.max(x, axis=0) == jnp.min(x, axis=0)
     # Scaling by a power of two is exact, and needs no derivative. XLA may multiply by the
-    # reciprocal instead of dividing, so the reciprocal has to be a normal number too.
+    # reciprocal instead of dividing, so the reciprocal must be a normal number too.
     _, exponent = jnp.frexp(jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=0))
     least = jnp.finfo(x.dtype).minexp
     scale = jnp.ldexp(jnp.ones_like(x[0].real), jnp.clip(exponent, least, -least))
