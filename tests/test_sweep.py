@@ -147,14 +147,15 @@ import numpy as np
 if len(sys.argv) > 2:
     jax.config.update("jax_num_cpu_devices", 2)
     jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
-from tests.test_sweep import AXES, on_minibatches
-from jaxfit import sweep
+from tests.test_sweep import AXES, on_the_line
+from jaxfit import data, sweep
 expected = int(sys.argv[1])
 assert len(jax.devices()) == expected, jax.devices()
 axes = {**AXES, "optimizer": {"adam": AXES["optimizer"]["adam"]}}
-results = [sweep(on_minibatches(), axes, batch_size=4)]
+fn = on_the_line(data.line(jax.random.key(0)))
+results = [sweep(fn, axes, batch_size=4)]
 if len(sys.argv) == 2:
-    results.append(sweep(on_minibatches(), axes, batch_size=4, devices=jax.devices()[:3]))
+    results.append(sweep(fn, axes, batch_size=4, devices=jax.devices()[:3]))
 for result in results:
     for leaf in jax.tree.leaves(result.values):
         print(hashlib.sha256(np.ascontiguousarray(leaf)).hexdigest())
@@ -166,10 +167,10 @@ def hashes(said):
 
 
 @pytest.fixture(scope="module")
-def adam():
+def adam(line):
     """The bits that a sweep on one device of this process makes."""
     axes = {**AXES, "optimizer": {"adam": optax.adam}}
-    result = sweep(on_minibatches(), axes, batch_size=4, devices=jax.devices()[:1])
+    result = sweep(on_the_line(line), axes, batch_size=4, devices=jax.devices()[:1])
     leaves = map(np.ascontiguousarray, jax.tree.leaves(result.values))
     return [hashlib.sha256(leaf).hexdigest() for leaf in leaves]
 
