@@ -1,4 +1,4 @@
-"""Share what the studies have in common: their options, their errors, their data, their files."""
+"""Share what the studies have in common: options, errors, data and files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def parser(name: str, doc: str) -> argparse.ArgumentParser:
         metavar="DIR",
         help=f"folder for the pictures (default: out/{name})",
     )
-    parser.add_argument("--show", action="store_true", help="show the pictures in windows, too")
+    parser.add_argument("--show", action="store_true", help="also show the pictures in windows")
     return parser
 
 

@@ -24,7 +24,7 @@ BATCH_SIZE = 64
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """Hold a finished run and what was computed from it, in NumPy."""
+    """Hold a finished run and what was computed from it, as NumPy arrays."""
 
     run: jaxfit.Run
     loss: float  # the minimised loss after the last step, on all training images
@@ -48,7 +48,7 @@ def fit(
     steps: int,
     **options: Any,
 ) -> Fit:
-    """Train and time it; evaluate the end, and every recorded row on the test images."""
+    """Train a model and time it; evaluate the end, and every row on the test images."""
 
     def train(params, data):
         return jaxfit.train(loss, params, optimizer, steps, data=data, **options)
@@ -77,7 +77,7 @@ def penalised(params: Any, batch: tuple[Any, Any]) -> jax.Array:
     return cross_entropy(mlp(params, x), y) + l2(params[0]["w"]) / (C * len(y))
 
 
-def fit_softmax(images: tuple[Any, Any], steps: int = 200) -> Fit:
+def fit_softmax(images: tuple[Any, Any]) -> Fit:
     """Fit softmax regression, a perceptron without hidden layers, by L-BFGS in float64."""
 
     def record(step):
@@ -88,7 +88,7 @@ def fit_softmax(images: tuple[Any, Any], steps: int = 200) -> Fit:
         train, test = ((jnp.asarray(x, jnp.float64), y) for x, y in images)
         params = [{"w": jnp.zeros((64, 10)), "b": jnp.zeros(10)}]
         optimizer = optax.lbfgs(memory_size=20)
-        return fit(mlp, penalised, optimizer, params, train, (train, test), steps, record=record)
+        return fit(mlp, penalised, optimizer, params, train, (train, test), 200, record=record)
 
 
 def scikit_optimum(images: tuple[Any, Any]) -> tuple[float, float, int]:
@@ -116,7 +116,7 @@ def cnn(layers: list[Any], x: jax.Array) -> jax.Array:
     """Apply two convolutions of 3 by 3 pixels, max pooling of 2 by 2, and a linear layer.
 
     A convolution is written as a linear layer on every pixel and its eight neighbours. This is the
-    same function as ``equinox.nn.Conv2d``, whose gradient XLA compiles to slow code for the CPU
+    same function as ``equinox.nn.Conv2d``, whose gradient XLA compiles to slow code on a CPU
     inside a loop: with ``Conv2d``, a step takes 20 times as long.
     """
     *convolutions, last = layers

@@ -26,7 +26,7 @@ Arrays = tuple[jax.Array, jax.Array]  # x [n, 64] and y [n]
 Hyper = tuple[jax.Array, jax.Array]  # the learning rate of every step [steps], and the momentum
 
 softmax = objective(mlp, cross_entropy)  # without hidden layers, that is softmax regression
-# Smooth, because with ReLU hypergradients jump more than fiftyfold after some 50 outer steps.
+# Smooth: with ReLU, hypergradients jump more than fiftyfold after some 50 outer steps.
 perceptron = functools.partial(mlp, activation=jnp.tanh)
 loss = objective(perceptron, cross_entropy)
 
@@ -99,7 +99,7 @@ def learn(keys: jax.Array, train: Arrays, steps: int, outer_steps: int) -> jaxfi
 
 
 def evaluate(hypers: Hyper, keys: jax.Array, train: Arrays, test: Arrays) -> dict[str, np.ndarray]:
-    """Return each schedule's results from every seed [schedules, seeds], and losses on the way."""
+    """Return each schedule's results from every seed [schedules, seeds], and losses of batches."""
 
     def one(hyper, key, train, test):
         run = inner(hyper, key, train)

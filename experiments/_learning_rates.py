@@ -52,14 +52,14 @@ def finals(train: Any, keys: jax.Array, rates: np.ndarray, steps: int) -> np.nda
     return np.nan_to_num(jaxfit.sweep(final, axes).values, nan=np.inf, posinf=np.inf)
 
 
-def smoothed(losses: np.ndarray, decay: float = 0.98) -> np.ndarray:
+def smoothed(losses: np.ndarray) -> np.ndarray:
     """Return the exponentially weighted mean of the losses so far."""
-    weights = decay ** -np.arange(len(losses))
+    weights = 0.98 ** -np.arange(len(losses))
     return np.cumsum(weights * losses) / np.cumsum(weights)
 
 
 def stop(losses: np.ndarray) -> int:
-    """Return the first step whose loss is above 4 times the best so far, or else the last."""
+    """Return the first step whose loss is above 4 times the best so far, or the last."""
     exploded = ~(losses <= 4 * np.fmin.accumulate(losses))
     return int(np.argmax(exploded)) if exploded.any() else len(losses) - 1
 
@@ -74,10 +74,10 @@ def valley(rates: np.ndarray, losses: np.ndarray) -> float:
     return rates[max(0, end - length + length // 3 + length // 6)]
 
 
-def slide(rates: np.ndarray, losses: np.ndarray, width: int = 15, least: float = 0.005) -> float:
+def slide(rates: np.ndarray, losses: np.ndarray) -> float:
     """Return the rate where an interval, sliding down from the last step, starts to bend."""
     slopes = np.gradient(losses)
-    differs = np.abs(slopes[width:] - slopes[:-width]) > least
+    differs = np.abs(slopes[15:] - slopes[:-15]) > 0.005
     return rates[min(np.flatnonzero(~differs).max(initial=-1) + 1, len(differs) - 1)]
 
 
@@ -106,8 +106,13 @@ def nearest(rates: np.ndarray, rate: Any) -> Any:
     return np.abs(np.log(rates) - np.log(rate)[..., None]).argmin(axis=-1)
 
 
-def contractions(eigenvalues: np.ndarray, key: jax.Array, steps: int = 1000) -> np.ndarray:
-    """Return the factor that late steps put on the distance to the minimum: [MOMENTA, STABLE]."""
+def contractions(eigenvalues: np.ndarray, key: jax.Array) -> np.ndarray:
+    """Return the factor by which late steps change the distance to the minimum.
+
+    Returns:
+      [MOMENTA, STABLE], from the second half of 1000 steps.
+    """
+    steps = 1000
     with jax.enable_x64(True):
         n = len(eigenvalues)
         axes, _ = jnp.linalg.qr(jax.random.normal(key, (n, n)))

@@ -46,10 +46,10 @@ def loss(model: Any, windows: jax.Array) -> jax.Array:
     return jnp.mean(jax.vmap(functools.partial(nats, model))(windows))
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def sample(model: Any, key: jax.Array, length: int = 200) -> jax.Array:
-    """Return the codes of a text that the network makes up after the prompt."""
-    given = jnp.concatenate([encode(PROMPT).astype(np.int32), jnp.full(length, -1)])
+@jax.jit
+def sample(model: Any, key: jax.Array) -> jax.Array:
+    """Return the codes of the prompt and of 200 characters that the network writes after it."""
+    given = jnp.concatenate([encode(PROMPT).astype(np.int32), jnp.full(200, -1)])
 
     def write(carry, place):
         hidden, code = carry
@@ -72,7 +72,7 @@ def restore_modules(model: Any, loaded: Any) -> Any:
 
 
 def held_out_bits(model: Any, text: np.ndarray) -> float:
-    """Return bits per character given the 64 to 127 before it; blank lines precede the text."""
+    """Return bits per character, given the 64 to 127 before it; blank lines precede the text."""
     blank = np.zeros(CONTEXT, np.uint8)
     padded = np.concatenate([blank, text, blank])
     number = -(-len(text) // CONTEXT)

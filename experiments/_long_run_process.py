@@ -67,7 +67,7 @@ def watch(
       out: the study's folder.
       trained: seconds of training in earlier processes.
       moment: when to stop waiting, in seconds of training; not before the first commit.
-      report: called with the seconds of training every now and then.
+      report: called with the seconds of training from time to time.
     """
     before = at = max(committed(out), 0)
     seconds, begun, committed_at, interrupted = trained, None, 0.0, False

@@ -155,7 +155,7 @@ def row_steps(steps: int) -> np.ndarray:
 
 
 def capped(curves: np.ndarray) -> np.ndarray:
-    """Return losses [..., rows] capped at that of the start, which stands in for NaNs, too."""
+    """Return losses [..., rows] capped at that of the start, which also replaces NaNs."""
     return np.fmin(curves, curves[..., :1])
 
 

@@ -1,9 +1,9 @@
 """Classify handwritten digits by softmax regression, a perceptron and a convolutional network.
 
-scikit-learn's 1,797 images of 8 by 8 pixels, a fifth of them held out. Softmax regression has one
-optimum, and L-BFGS reaches the one that scikit-learn finds; the two networks are trained by AdamW
-on minibatches. Everything drawn, including the test accuracies along the way, is computed after the
-runs, from the parameters that they recorded.
+The data are scikit-learn's 1,797 images of 8 by 8 pixels, a fifth of them held out. Softmax
+regression has one optimum, which L-BFGS reaches, as scikit-learn does; the two networks are trained
+by AdamW on minibatches. Everything drawn, including the test accuracies along the way, is computed
+after the runs, from the parameters that they recorded.
 """
 
 from __future__ import annotations
@@ -124,14 +124,14 @@ def draw_confusion(name: str, one: Fit, test: tuple[Any, Any]) -> plt.Figure:
     return figure
 
 
-def animate_weights(one: Fit, frames: int = 32) -> FuncAnimation:
+def animate_weights(one: Fit) -> FuncAnimation:
     """Animate the first-layer weights of the 32 hidden units that weigh most in the end."""
     first, last = one.run.state.params
     weight = np.linalg.norm(first["w"], axis=0) * np.linalg.norm(last["w"], axis=1)
     units = np.argsort(-weight)[:32]
-    # Frames crowd at the beginning, where the weights move most.
+    # Of 32 frames, most are at the beginning, where the weights move most.
     last_row = len(one.run.steps) - 1
-    rows = np.unique((np.linspace(0, 1, frames) ** 2 * last_row).round().astype(int))
+    rows = np.unique((np.linspace(0, 1, 32) ** 2 * last_row).round().astype(int))
     weights = one.run.trajectory["params"][0]["w"][rows][:, :, units]  # [frames, 64, 32]
     # One picture of 4 by 8 units, with an empty line between them.
     tiles = np.full((len(rows), 4, 9, 8, 9), np.nan)

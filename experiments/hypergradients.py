@@ -3,8 +3,8 @@
 The result of a run is a differentiable function of everything that went into it: of the learning
 rate of every step, of the weight of every example. So these can be learned by gradient descent, in
 an outer run of ``jaxfit.train`` whose loss contains the inner one, and every schedule and every set
-of weights on the way is recorded. The schedule is compared with the best simple ones that a sweep
-finds, on seeds it has not seen: Maclaurin, Duvenaud & Adams 2015, `Gradient-based Hyperparameter
+of weights along the way is recorded. The schedule is compared with the best simple ones of a sweep,
+on seeds it has not seen: Maclaurin, Duvenaud & Adams 2015, `Gradient-based Hyperparameter
 Optimization through Reversible Learning <https://arxiv.org/abs/1502.03492>`_. The weights find
 wrong labels, the data hyper-cleaning of Franceschi et al. 2017, `Forward and Reverse Gradient-Based
 Hyperparameter Optimization <https://arxiv.org/abs/1703.01785>`_.

@@ -1,8 +1,9 @@
 """Fit a line by gradient descent, watch it move, and compare the run with theory.
 
-Noisy points on a line, the mean squared error, and 100 steps down its gradient. The trajectory then
-shows how fast the run contracted, beside the rate that theory gives, and what the best constant
-learning rate would have done. With ``--csv``, the same study runs on two columns of your own file.
+A run takes 100 steps down the gradient of the mean squared error of a line through noisy points.
+Its trajectory then shows how fast it contracted, beside the rate that theory gives, and what the
+best constant learning rate would have done. With ``--csv``, the same study runs on two columns of
+your own file.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from experiments import _command
 from jaxfit import plot
 from jaxfit.losses import mse, objective
 from jaxfit.models import linear
+from jaxfit.plot.static import ORANGE
 
 GUESS = (-1.0, 1.0)
 loss = objective(linear, mse)
@@ -120,8 +122,8 @@ def read_csv(path: pathlib.Path, x: str, y: str) -> Problem:
 def contraction(run: jaxfit.Run, best: jax.Array) -> float:
     """Return the factor by which the distance to the best line shrank per step, late in the run.
 
-    It is measured from where a tenth of the distance is left to where rounding begins; 0 if the
-    first step goes all the way, nan if there are too few steps.
+    It is measured from where a tenth of the distance is left to where rounding begins. It is 0 if
+    the first step goes all the way, and nan if there are too few steps.
     """
     distance = np.linalg.norm(np.asarray(run.trajectory["params"] - best, np.float64), axis=1)
     relative = distance / distance[0]
@@ -201,7 +203,7 @@ def draw(
 
     shown = problem.in_units(run)
     ax = plot.loss(shown, ax=axes(), label=label)
-    plot.loss(problem.in_units(fast), ax=ax, label=fast_label, color="#D55E00")
+    plot.loss(problem.in_units(fast), ax=ax, label=fast_label, color=ORANGE)
     picture(ax, "loss", "The loss on the way down", ("step", "mean squared error"))
 
     scaled = "" if problem.scale == (1.0, 1.0) else ", scaled"

@@ -1,10 +1,10 @@
-"""Train a language model of Python's own sources in a process that is killed and goes on.
+"""Train a language model on Python's own sources in a process that is killed and goes on.
 
 A recurrent network made of Equinox modules learns the standard library, character by character,
 from a memory-mapped file. ``jaxfit.fit`` trains it in another process and commits the run to a
 directory, 200 steps at a time. This process kills that one with SIGKILL at random moments and
-starts it again, to go on from the last commit. Meanwhile it reads samples from the directory, and
-when the time is up it sends SIGINT, at which ``fit`` commits and returns. Called again with more
+starts it again, to go on from the last commit. Meanwhile it prints samples from the directory, and
+when the time is up it sends SIGINT, on which ``fit`` commits and returns. Called again with more
 minutes, it goes on. At the end, the steps around the last kill are replayed in one piece and
 compared with those on disk, bit for bit.
 

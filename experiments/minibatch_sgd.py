@@ -4,8 +4,8 @@ Gradient descent at a constant rate goes to the least loss; with minibatches it 
 wanders about it. The lesson's line is fitted with several batch sizes from many seeds, and how far
 the parameters wander is compared with theory, which is exact where examples are drawn with
 replacement. Without replacement, as is usual, they wander less, and far less if the
-1 / (rate × curvature) steps that they remember span many epochs. For that there is an exact theory
-on a second problem, whose noise does not depend on the parameters.
+1 / (rate × curvature) steps that they remember span many epochs. This has an exact theory on a
+second problem, whose noise does not depend on the parameters.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def beginning(runs: jaxfit.Run, rows: int) -> jaxfit.Run:
 
 
 def draw_paths(problem: Quadratic, runs: Sweep) -> plt.Figure:
-    """Draw the way to the least loss and the wandering after it, a panel for each batch size."""
+    """Draw the path to the least loss and the wandering after it, a panel for each batch size."""
     figure, panels = plt.subplots(
         2, len(_minibatch_sgd.SIZES) // 2, figsize=(8, 7), layout="constrained"
     )

@@ -150,7 +150,7 @@ def draw_rates(
 
 
 def draw_curves(problem: Problem, results: dict[str, Result]) -> plt.Figure:
-    """Draw the loss on the way, at the tuned rates."""
+    """Draw the loss along the runs at the tuned rates."""
 
     def mark(ax, name):
         ax.axhline(problem.target, color=ORANGE, linestyle="--", linewidth=1, label="target")

@@ -69,23 +69,30 @@ def evaluation(evaluate: Any, evaluate_every: int | None, keyframe_every: int | 
             )
 
 
-def examples(name: str, arrays: Any, otherwise: str = "") -> tuple[Any, int]:
+def examples(name: str, arrays: Any, alternative: str = "") -> tuple[Any, int]:
     """Return a tree of arrays that share a leading axis as JAX's, and the length of that axis."""
-    leaves = jax.tree.leaves(arrays)
-    for leaf in leaves:
+    for leaf in jax.tree.leaves(arrays):
         if not _tree.is_array(leaf):
             raise TypeError(
                 f"{name} holds {show(leaf)}, but its leaves must be arrays: "
                 f"convert them with jnp.asarray."
             )
-    lengths = {jnp.shape(leaf)[:1] for leaf in leaves}
+    number = leading_axis(name, arrays, "example", alternative)
+    return jax.tree.map(jnp.asarray, arrays), number
+
+
+def leading_axis(name: str, arrays: Any, item: str, alternative: str) -> int:
+    """Return the length of the leading axis that the arrays of a tree share, at least one item."""
+    given = [np.shape(leaf) for leaf in jax.tree.leaves(arrays)]
+    lengths = {shape[:1] for shape in given}
     if len(lengths) != 1 or lengths & {(), (0,)}:
-        shapes = " and ".join(str(jnp.shape(leaf)) for leaf in leaves) or "none"
         raise ValueError(
-            f"{name} holds arrays of shape {shapes}, but they must share one leading axis, of one "
-            f"example or more: give arrays [examples, …]{otherwise}."
+            f"{name} holds arrays of shape {' and '.join(map(str, given)) or 'none'}, but they "
+            f"must share one leading axis, of one {item} or more: give arrays "
+            f"[{item}s, …]{alternative}."
         )
-    return jax.tree.map(jnp.asarray, arrays), lengths.pop()[0]
+    number: int = lengths.pop()[0]
+    return number
 
 
 def function(name: str, value: Any, *arguments: str) -> None:
@@ -162,10 +169,9 @@ def short(leaf: Any) -> str:
 
 
 def shapes(tree: Any) -> str:
-    """Write a tree with float32[3, 2] in place of arrays, shortened."""
-    text = str(
-        jax.tree.map(lambda leaf: _Text(short(leaf)) if hasattr(leaf, "dtype") else leaf, tree)
-    )
+    """Write a tree in one line, with float32[3, 2] in place of arrays, shortened."""
+    shown = jax.tree.map(lambda leaf: _Text(short(leaf)) if hasattr(leaf, "dtype") else leaf, tree)
+    text = " ".join(str(shown).split())
     return text if len(text) < 200 else text[:197] + "…"
 
 

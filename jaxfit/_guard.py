@@ -1,15 +1,15 @@
-"""Guards, which keep products from being merged with sums in one program and not in another.
+"""Guards, which keep products from being fused with sums in one program and not in another.
 
-Where LLVM finds a product and a sum in one block of code, and no other use of the product, it makes
-one operation of them, which rounds once instead of twice. In three places, whether it does depends
-on the program around a unit of compilation:
+Where LLVM finds a product and a sum in one block of code, and no other use of the product, it fuses
+them into one operation, which rounds once instead of twice. In three places, whether it does so
+depends on the program around a unit of compilation:
 
 - XLA may compile a loop of simple operations as one kernel, in which LLVM inlines the calls of
   units, and sums dot products in an order of its own.
-- From a loop over the elements of an array, LLVM may move out what is the same in every iteration,
-  depending on what it knows of the buffers.
+- LLVM may move what is the same in every iteration out of a loop over the elements of an array,
+  depending on what it knows about the buffers.
 - Where one number decides between arrays, LLVM may make branches, and move into them some of the
-  operations that make the arrays.
+  operations that compute the arrays.
 
 In these places, a guard follows every product: an integer operation on its bits that changes
 nothing and that no compiler can remove.
@@ -50,7 +50,7 @@ _MANY = 1_000
 # two matrices with more is a library call, which no kernel of a loop contains.
 _DOT = 2**12
 
-# Operations that round alike in a kernel and outside of one: moves, comparisons, sums, …
+# Operations that round the same in a kernel as outside of one: moves, comparisons, sums, …
 _SUMS = frozenset(
     "add add_any sub neg sign floor ceil round abs max min clamp select_n nextafter is_finite"
     " eq ne lt le gt ge eq_to le_to lt_to convert_element_type reduce_precision copy copy_p"
@@ -74,8 +74,8 @@ _LOOPS = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr")}
 def guarded(jaxpr: Jaxpr) -> tuple[Jaxpr, bool]:
     """Return a jaxpr with the guards that it needs, and whether it must be kept out of kernels.
 
-    It must if it can be part of a kernel, and holds operations that may round differently there in
-    spite of guards.
+    It must if it can be part of a kernel, and holds operations that may round differently there
+    even with guards.
     """
     number = sum(1 for _ in _equations(jaxpr))
     in_kernel = _least_bytes(jaxpr) < _KERNEL_BYTES and not _has_matrix_product(jaxpr)

@@ -24,7 +24,7 @@ class Origin(NamedTuple):
     """Where numbers that are not finite come from.
 
     Attributes:
-      order: of several origins, the one of the least order counts. Inputs of the program have
+      order: of several origins, the one of the lowest order counts. Inputs of the program have
         negative orders, operations are numbered as they are computed, and constants come last.
       path: the operation that made the numbers; empty for inputs and constants.
       made: ``"nan"``, ``"inf"`` or ``"-inf"``; None for inputs and constants.
@@ -71,7 +71,7 @@ def follow(program: core.Jaxpr, arrays: Sequence[jax.Array]) -> list[Value]:
     """
     orders = range(-len(arrays), 0)
     inputs = [_value(a, Origin(order)) for a, order in zip(arrays, orders, strict=True)]
-    # With these settings of JAX, the first NaN would raise an error.
+    # JAX's settings for debugging would raise an error at the first NaN.
     with jax.debug_nans(False), jax.debug_infs(False):
         return _evaluate(program, inputs, (), itertools.count())
 
@@ -193,7 +193,7 @@ def _while(inputs: Sequence[Value], path: Path, clock: Iterator[int]) -> list[Or
 
 
 def _runner(body: core.Jaxpr) -> _Rule:
-    """Return what runs a loop's body: compiled, and by equations only if that is not finite."""
+    """Return a function that runs a loop's body: compiled, and by equations if not finite."""
     compiled = jax.jit(core.jaxpr_as_fun(body))
 
     def run(inputs: Sequence[Value], path: Path, clock: Iterator[int]) -> list[Value]:
@@ -233,8 +233,8 @@ def _with_origins(
     """Return the outputs of an operation, with the earliest origin of the causes or a new one."""
     nonfinite = [cause for cause in causes if cause.is_nonfinite]
     origin = min((cause.origin for cause in nonfinite or causes if cause.origin), default=None)
-    # An infinite constant may be meant, as in a mask. A NaN made of it is not, as in a row that is
-    # masked as a whole.
+    # An infinite constant may be intended, as in a mask. A NaN made of it is not, as in a row that
+    # is masked as a whole.
     of_infinities = (
         bool(nonfinite)
         and origin == _CONSTANT

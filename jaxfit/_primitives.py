@@ -6,7 +6,7 @@ operands unchanged. They take effect when a program is lowered for a CPU:
 - `hide_p` hides values from XLA, which would compute with constants beforehand;
 - `unit_p` keeps XLA from inlining the call that its operands come from;
 - `apart_p` keeps the loop around it from being compiled as one kernel;
-- `guard_p` keeps LLVM from merging a product with a sum;
+- `guard_p` keeps LLVM from fusing a product with a sum;
 - `short_dot_p` becomes guarded products and their sum.
 """
 
@@ -70,8 +70,8 @@ mlir.register_lowering(
 )
 
 
-# All results of a unit go through one equation, so that all are needed if one is: JAX's elimination
-# of dead code would make another unit of one that lacks a result.
+# All results of a unit go through one equation, so that all are needed if one is. A unit whose
+# unused results JAX had removed as dead code would be a different unit.
 unit_p = _identity("unit")
 
 

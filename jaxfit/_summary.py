@@ -31,7 +31,7 @@ def leaves(tree: Any) -> list[tuple[str, str, int]]:
 
 
 def line(tree: Any) -> str:
-    """Name the leaves of a tree in one line, the first of many.
+    """Name the leaves of a tree in one line, or the first few if there are many.
 
     >>> line({"w": np.zeros((3, 2), np.float32), "degree": 2})
     'degree 2, w float32[3, 2]'
@@ -56,7 +56,7 @@ def size(tree: Any) -> str:
 
 
 def known(numbers: Any, index: Any = ()) -> int | None:
-    """Return one of some integers; None if it is traced, not one, or not there."""
+    """Return one number of an array of integers; None if it is traced, or not one number."""
     try:
         number = np.asarray(numbers)[index]
         return None if np.ndim(number) else int(number)

@@ -1,4 +1,4 @@
-"""Which operation of a step first made an infinity or a NaN, and where it is written."""
+"""Find the operation of a step that first made an infinity or a NaN, and its line of code."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Blame(NamedTuple):
         None if no line is known, or there is no primitive.
       made: what the primitive made: ``"nan"``, ``"inf"`` or ``"-inf"``.
       of: what it was made of: ``"finite numbers"``; or ``"constant infinities"``, which may be
-        meant, while a NaN that comes of them is not.
+        intended, while a NaN made of them is not.
     """
 
     step: int
@@ -79,11 +79,11 @@ def blame(
 
     The step is taken again, operation by operation. The first leaf of loss, gradient and update
     that is not finite is followed back through numbers that are not finite to the operation that
-    made them of finite ones. An infinity that is meant, as in a mask of ``-jnp.inf``, is not
-    blamed; nor is a number that is never used, as behind a ``jnp.where``.
+    made them of finite ones. An intended infinity, as in a mask of ``-jnp.inf``, is not blamed; nor
+    is a number that is never used, such as one that a ``jnp.where`` leaves out.
 
-    Every operation is computed by itself, which takes some seconds for a large model. A loop whose
-    result is not finite is run again round by round.
+    Every operation runs on its own, which takes some seconds for a large model. A loop whose result
+    is not finite is run again, one iteration at a time.
 
     Args:
       loss: the loss of the run.
@@ -94,12 +94,12 @@ def blame(
       has_aux: as in `train`.
 
     Returns:
-      A `Blame`. Its ``leaf`` is None if nothing is infinite or NaN, which is possible after a bad
-      step as well: XLA compiles a step as a whole, and can round it differently.
+      A `Blame`. Its ``leaf`` is None if nothing is infinite or NaN. That can happen even if the
+      step of the run went bad: XLA compiles a step as a whole, and can round it differently.
 
     Raises:
-      TypeError, ValueError: if ``state`` is not a `State`, holds those of many runs or is traced;
-        and as `train` does, if the arguments do not fit together.
+      TypeError, ValueError: if ``state`` is not a `State`, holds the states of many runs or is
+        traced; and as `train` does, if the arguments do not fit together.
 
     >>> import jax.numpy as jnp, optax, jaxfit
     >>> loss = lambda a: jnp.sum(jnp.log(a))
@@ -173,7 +173,7 @@ _SITE_PACKAGES = os.sep + "site-packages" + os.sep
 
 
 def _line_of(path: Path) -> str | None:
-    """Return the innermost line of the user's code that a path comes from, or else a library's.
+    """Return the innermost line of the user's code that a path comes from, or a library's.
 
     JAX keeps only the frames inside the function that it traced, so the lines that led to the call
     of `blame` are not among them.

@@ -1,4 +1,4 @@
-"""Reading a run that ``jaxfit.fit(…, checkpoint_dir=…)`` has written."""
+"""Read a run that ``jaxfit.fit(…, checkpoint_dir=…)`` has written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def load(checkpoint_dir: str | os.PathLike[str]) -> Run:
     Returns:
       A `Run`. The arrays ``[rows, …]`` of its trajectory are read from disk when they are indexed,
       row first, or whole by ``np.asarray``. The end of every chunk is a keyframe, so that `replay`
-      and `at` work on it, outside of ``jax.jit`` or with the run closed over.
+      and `at` work on it, outside ``jax.jit`` or with the run closed over.
 
       Dicts, lists, tuples and named tuples come back as they were. Nodes of other types, such as
       Equinox modules, come back as dicts of their children, and functions as their names, because
@@ -33,8 +33,8 @@ def load(checkpoint_dir: str | os.PathLike[str]) -> Run:
       ImportError: without the extra ``checkpoint``.
       FileNotFoundError: if there is no run.
       ValueError: if the directory is in the format of another version of jaxfit; or if a file is
-        damaged, here or when its rows are read: the message names the folder to remove, so that
-        the run ends before it.
+        damaged, now or when its rows are read: the message names the folder to remove, so that the
+        run ends before it.
 
     >>> import tempfile, jax.numpy as jnp, optax, jaxfit
     >>> loss, adam = lambda a: jnp.sum((a - 1.0) ** 4), optax.adam(0.1)

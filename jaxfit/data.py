@@ -106,8 +106,8 @@ def standardize(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
     .. math:: z_{ij} = (x_{ij} - \mu_j) / \sigma_j
 
-    Sums are taken in float32 or wider, of columns scaled by powers of two, so that squares neither
-    overflow nor underflow.
+    Sums are computed in float32 or wider, of columns scaled by powers of two, so that squares
+    neither overflow nor underflow.
 
     Args:
       x: [examples, …], finite.
@@ -126,7 +126,7 @@ def standardize(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     x = jnp.asarray(x, dtype if jnp.finfo(dtype).bits > 16 else np.float32)
     constant = jnp.max(x, axis=0) == jnp.min(x, axis=0)
     # Scaling by a power of two is exact, and needs no derivative. XLA may multiply by the
-    # reciprocal instead of dividing, so the reciprocal has to be a normal number too.
+    # reciprocal instead of dividing, so the reciprocal must be a normal number too.
     _, exponent = jnp.frexp(jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=0))
     least = jnp.finfo(x.dtype).minexp
     scale = jnp.ldexp(jnp.ones_like(x[0].real), jnp.clip(exponent, least, -least))
@@ -207,12 +207,11 @@ class Minibatches:
 
     def __repr__(self) -> str:
         order = "with replacement" if self.replace else "shuffled" if self.shuffle else "in order"
-        arrays = " ".join(_check.shapes(self.arrays).split())
         try:
             of = f"of {len(self)} examples, {order}, {self.steps_per_epoch} steps per epoch"
         except (AttributeError, IndexError, TypeError):  # after a jax.tree.map to other leaves
             of = f"examples, {order}"
-        return f"Minibatches({self.batch_size} {of}: {arrays})"
+        return f"Minibatches({self.batch_size} {of}: {_check.shapes(self.arrays)})"
 
     @property
     def steps_per_epoch(self) -> int:
@@ -243,9 +242,9 @@ def minibatches(
 ) -> Minibatches:
     r"""Make a function of the step that returns a few examples, for ``train(…, data=…)``.
 
-    The examples go by in an endless stream of epochs, each a permutation of its own, and step t
-    takes the positions :math:`tB, …, tB + B - 1` of the stream. So every epoch has every example
-    exactly once, none is dropped, and a batch may end one epoch and begin the next.
+    The examples form an endless stream of epochs, each in an order of its own, and step t takes
+    the positions :math:`tB, …, tB + B - 1` of the stream. So every epoch has every example exactly
+    once, none is dropped, and a batch may end one epoch and begin the next.
 
     The batch of a step is a function of the key and the step alone, which may be traced. It takes
     the time and memory of the batch, whatever the number of examples: nothing is sorted, and there
@@ -254,7 +253,7 @@ def minibatches(
 
     Args:
       arrays: a pytree of arrays that share a leading axis [examples, …], fewer than 2**31.
-      batch_size: the number of examples in a batch, B; at most all, unless ``replace``.
+      batch_size: B, the number of examples in a batch; at most that of all, unless ``replace``.
       key: a PRNG key, of either style; not needed with ``shuffle=False``.
       shuffle: whether every epoch has a random order; if not, all have the order of the arrays.
       replace: draw every example independently and uniformly, without epochs.

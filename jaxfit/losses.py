@@ -1,7 +1,7 @@
 """Losses: pure functions of (prediction, target) that return one number.
 
-Those to train on take weights per example as a third argument; an `objective` passes them on from
-the third part of a batch.
+Losses to train on take a weight for each example as a third argument, which an `objective` passes
+on from the third part of a batch.
 """
 
 from __future__ import annotations
@@ -248,11 +248,11 @@ def _mean(losses: jax.Array, weights: jax.Array | None) -> jax.Array:
 
 
 def _same_shape(name: str, prediction: jax.Array, target: jax.Array) -> None:
-    """Raise unless a prediction and a target have one shape."""
+    """Raise unless a prediction and a target have the same shape."""
     if jnp.shape(prediction) != jnp.shape(target):
         raise ValueError(
             f"{name} was given predictions of shape {jnp.shape(prediction)} and targets of shape "
-            f"{jnp.shape(target)}, but both must have one shape: reshape one of them."
+            f"{jnp.shape(target)}, but both must have the same shape: reshape one of them."
         )
 
 

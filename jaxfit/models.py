@@ -79,7 +79,7 @@ def mlp_init(key: PRNGKey, sizes: Sequence[int]) -> list[dict[str, jax.Array]]:
       sizes: the number of inputs, the width of every hidden layer, and the number of outputs.
 
     Returns:
-      A ``{"w": [inputs, outputs], "b": [outputs]}`` for every layer.
+      A dict ``{"w": [inputs, outputs], "b": [outputs]}`` for each layer.
 
     Raises:
       ValueError: if there are fewer than two sizes.
@@ -112,7 +112,7 @@ def mlp(
     """Predict with a multilayer perceptron: affine layers with a nonlinearity between them.
 
     Args:
-      params: a ``{"w": [inputs, outputs], "b": [outputs]}`` for every layer, as from `mlp_init`.
+      params: a dict ``{"w": [inputs, outputs], "b": [outputs]}`` for each layer; see `mlp_init`.
       x: [..., inputs].
       activation: the nonlinearity.
 

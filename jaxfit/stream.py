@@ -29,8 +29,8 @@ class HostBatches:
     like: Any
 
     def __repr__(self) -> str:
-        batch = _check.shapes(jax.eval_shape(_tree.with_keys, self.like))
-        return f"HostBatches({_check.show(self.fn)}: {' '.join(batch.split())})"
+        batch = jax.eval_shape(_tree.with_keys, self.like)
+        return f"HostBatches({_check.show(self.fn)}: {_check.shapes(batch)})"
 
     def __call__(self, step: jax.Array | int) -> Any:
         if not isinstance(step, jax.core.Tracer):
@@ -54,14 +54,15 @@ def host_batches(fn: Callable[[int], Any]) -> HostBatches:
 
     Args:
       fn: ``fn(step) -> batch``, the step a Python int, the batch a pytree of arrays of the same
-        shapes and dtypes at every step. Called once for step 0 here. It must return the same when
-        it is called again, and not depend on what was called before.
+        shapes and dtypes at every step. It is called once here, for step 0. Its batch must depend
+        on the step alone, and not on earlier calls.
 
     Returns:
       A function of the step, for ``data``.
 
     Raises:
-      TypeError: if ``fn`` is no function of one argument, or a batch has a leaf that is no array.
+      TypeError: if ``fn`` is not a function of one argument, or a batch holds a leaf that is not
+        an array.
       RuntimeError: if ``fn`` raises StopIteration, here or at a later step.
 
     >>> import jax.numpy as jnp, numpy as np, optax, jaxfit
@@ -82,7 +83,7 @@ def host_batches(fn: Callable[[int], Any]) -> HostBatches:
 
 
 def is_stream(data: Any) -> bool:
-    """Return whether data is read on the host: `HostBatches`, or an iterable that is no pytree."""
+    """Return whether data is read on the host: `HostBatches`, or an iterable but no pytree."""
     if isinstance(data, HostBatches | Iterator):  # JAX warns of iterators in pytrees
         return True
     plain = callable(data) or _tree.is_array(data) or isinstance(data, str | bytes)
@@ -100,7 +101,7 @@ def like_first(step: int, first: Any, batch: Any) -> Any:
 
 
 def _called(fn: Callable[[int], Any], step: int) -> Any:
-    """Call a function of the step; a StopIteration of its own would end the run silently."""
+    """Call a function of the step; a StopIteration that it raised would end the run silently."""
     try:
         return on_host(fn(step))
     except StopIteration as error:

@@ -124,9 +124,9 @@ class Sweep:
         coordinate, if all runs have the same steps, and the dimension ``row`` if not. A zipped
         axis has a coordinate for every array ``[items]`` in it, such as ``axis.lr``.
 
-        Names are given in this order: to axes, to the dimension of rows, to coordinates of zipped
-        axes, to variables and to further dimensions. A name that is taken gets an underscore at
-        its end: with an axis called ``loss``, a loss is the variable ``loss_``.
+        Names are given in this order: to axes, the dimension of rows, coordinates of zipped axes,
+        variables and further dimensions. A name that is taken gets an underscore at its end: if an
+        axis is called ``loss``, a loss is the variable ``loss_``.
 
         Returns:
           The ``xarray.Dataset``.
@@ -171,29 +171,29 @@ def sweep(
           for one item and computed for all.
         - A dict of Python objects (optimizers, losses, models, widths), labelled by its keys,
           which are strings, or a list of them, labelled by the ``str`` of its items, varies
-          outside: each combination is a program of its own, and the function gets the objects.
+          outside: each combination is compiled as its own program, and the function is given the
+          objects.
 
       batch_size: how many runs are computed at once on a device. By default up to 256 on a CPU
         and 16384 elsewhere, but fewer if their results would take more than an eighth of the
-        device's memory, or if some device would be left without a tile. The last tile is filled
-        up with copies of the last run, which are cut off.
-      devices: the devices to use, of all processes; ``jax.devices()`` by default. Where they
-        belong to several processes (``jax.distributed``), each of these makes the same call, and
-        each gets the whole result. To split a CPU into several devices, set
-        ``jax_num_cpu_devices``.
+        device's memory, or if a device would be left without a tile. The last tile is filled up
+        with copies of the last run, which are cut off.
+      devices: the devices to use, of all processes; ``jax.devices()`` by default. If they belong
+        to several processes (``jax.distributed``), each process makes the same call and gets the
+        whole result. To split a CPU into several devices, set ``jax_num_cpu_devices``.
       progress: whether to show a bar with runs per second.
 
     Returns:
       A `Sweep`. Its values have the same structure, shapes and dtypes for all combinations.
 
-      A member of a sweep is the run alone: to rounding, and on the CPU bit for bit with
-      ``batch_size=1``. Neither the other runs, NaN or not, nor the number of devices change any of
+      Each member of a sweep equals the run alone: up to rounding, and on the CPU bit for bit with
+      ``batch_size=1``. Neither the other runs, NaN or not, nor the number of devices changes any of
       its bits.
 
       Programs are kept as ``jax.jit`` keeps them: another call with the same function object, the
-      same Python objects and the same shapes compiles nothing; ``jax.clear_caches`` frees what
-      they hold. Ctrl-C raises KeyboardInterrupt at once, unless XLA is compiling, and starts
-      nothing more. XLA cannot stop what has been started, at most two tiles on each device: it
+      same Python objects and the same shapes compiles nothing, and ``jax.clear_caches`` frees what
+      they hold. Ctrl-C raises KeyboardInterrupt at once, unless XLA is compiling, and nothing more
+      is started. XLA cannot stop what has been started, at most two tiles on each device: it
       finishes, and its result is discarded; Python waits for it before it exits.
 
       A sweep of N runs, each with a result of b bytes and a time alone of t seconds, takes N·b
@@ -201,8 +201,8 @@ def sweep(
       D devices, where s is the speedup from batching. A million runs that return a loss (4 bytes)
       take 4 MB; those that return 1000 losses each take 4 GB on every host, and 12 GB with two
       parameters beside each loss. All devices of all hosts share the tiles, so that a sweep on H
-      hosts takes 1/H of the time. As every host holds the whole result, results that are too large
-      for one host have to be swept in parts: each host sweeps its own part of an axis, with
+      hosts takes 1/H of the time. As every host holds the whole result, results too large for one
+      host must be swept in parts: each host sweeps its own part of an axis, with
       ``devices=jax.local_devices()``.
 
     Raises:
@@ -271,11 +271,11 @@ def _check_memory(runs: int, size: int) -> None:
 
 
 def _check_scores(scores: Any, shape: tuple[int, ...]) -> None:
-    """Check that there is one real number per run, of which one is not NaN."""
+    """Check that there is one real number per run, and that not all are NaN."""
     if not hasattr(scores, "dtype") or np.shape(scores) != shape or np.iscomplexobj(scores):
         raise ValueError(
-            f"by gives {_check.shapes(scores)}, but the best run is that of the lowest number, of "
-            f"shape {list(shape)}: give by=lambda values: … with one number per run."
+            f"by gives {_check.shapes(scores)}, but a score is an array of real numbers of shape "
+            f"{list(shape)}: give by=lambda values: … with one number per run."
         )
     if np.isnan(scores).all():
         raise ValueError("all runs score NaN, so none is best: score something that is a number.")

@@ -800,7 +800,7 @@ def test_chunks_of_which_nothing_is_known_are_no_run(kept_of_it, copy, data):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     (copy / "lock").touch()
     before = sorted(path.name for path in copy.iterdir())
-    with pytest.raises(ValueError, match=r"but no run\.json that says of which run they are: put"):
+    with pytest.raises(ValueError, match=r"but no run\.json that says which run they are of: put"):
         fit(loss, guess, ADAM, 9, data=data, checkpoint_dir=copy)
     assert sorted(path.name for path in copy.iterdir()) == before
 

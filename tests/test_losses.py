@@ -39,7 +39,7 @@ def test_mse_is_the_mean_of_the_squares(shape):
     ("prediction", "target"), [((5, 1), (5,)), ((5,), (5, 1)), ((5,), ()), ((1,), (5,))]
 )
 def test_shapes_that_would_broadcast_are_refused(prediction, target):
-    with pytest.raises(ValueError, match="but both must have one shape"):
+    with pytest.raises(ValueError, match="but both must have the same shape"):
         mse(jnp.ones(prediction), jnp.ones(target))
 
 

@@ -117,7 +117,7 @@ def test_the_batches_after_the_end_of_a_run_can_be_lost_but_not_those_of_a_funct
     folder = tmp_path / "iterable"
     options = {"chunk_size": 6, "checkpoint_dir": folder}
     fit(loss, 0.0, ADAM, 20, data=map(batch, range(STEPS)), **options)
-    with pytest.warns(UserWarning, match="data is an iterable, which knows no steps: step 20 sees"):
+    with pytest.warns(UserWarning, match="no batch for a given step: step 20 sees"):
         run = fit(loss, 0.0, ADAM, STEPS, data=map(batch, range(20, STEPS)), **options)
     assert_same_bits(run.state, whole.state)  # if it is given what is left
 

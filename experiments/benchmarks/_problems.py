@@ -18,8 +18,8 @@ from experiments.benchmarks._bench import datasets, torch
 class Problem:
     """Hold a loss with all that is needed to minimise it, in JAX and in PyTorch.
 
-    The parameters of ``torch_loss`` are the list of the leaves of ``params``; ``tolerance`` is by
-    how much two runs in float32 may differ.
+    The parameters of ``torch_loss`` are the leaves of ``params`` in a list; ``tolerance`` is how
+    much two runs in float32 may differ.
     """
 
     name: str

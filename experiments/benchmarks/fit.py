@@ -41,7 +41,7 @@ STEPS = {"line": 1_000_000, "wider": 10_000, "digits": 50_000}
 
 
 def wider(steps: int) -> Problem:
-    """Return the digits with 256 hidden units, whose steps all take long."""
+    """Return the digits with 256 hidden units, whose every step takes long."""
     rng = np.random.default_rng(0)
     first, last = (
         jnp.asarray(rng.normal(size=shape, scale=(2 / shape[0]) ** 0.5), np.float32)

@@ -62,7 +62,7 @@ def scaled(batches: Callable) -> Callable:
 
 
 def contender(name: str, problem: Problem, data: Any, make: Callable, **options: Any) -> Contender:
-    """Train on ``make(data)``; the arrays are arguments, so that nothing is folded."""
+    """Return a contender that trains on ``make(data)``; arrays are arguments, so none is folded."""
     fit = jax.jit(
         lambda params, data: jaxfit.train(
             problem.loss, params, optax.adam(1e-3), problem.steps, data=make(data), **options

@@ -65,7 +65,7 @@ def leaves(number: int, penalty: float) -> Problem:
 def compile_afresh(fit: Callable, problem: Problem) -> tuple[Callable, float, float]:
     """Compile from empty caches; return the program, and the seconds to trace it and in all."""
     jax.clear_caches()
-    gc.collect()  # what the caches held, which would otherwise be freed on the clock
+    gc.collect()  # what the caches held, so that it is not freed while the clock runs
     start = time.perf_counter()
     lowered = jax.jit(fit).lower(problem.params, problem.data)
     traced = time.perf_counter()

@@ -1,1 +1,1 @@
-"""What a run keeps in a directory."""
+"""Runs in a directory."""

@@ -81,7 +81,7 @@ class Directory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Wait for what is being written, and let others in."""
+        """Wait for what is being written, and let others write."""
         try:
             if not self._failed:
                 self.wait()
@@ -139,7 +139,7 @@ class Directory:
           rows: the arrays ``[rows, …]`` of its rows; empty if it has no steps.
 
         Raises:
-          OSError: if the chunk before it could not be written, or this one not be begun.
+          OSError: if the chunk before it could not be written, or this one could not be begun.
         """
         self.wait()
         items = {
@@ -170,9 +170,9 @@ class Directory:
         return files.count_arrays(self.chunks[-1], "evaluation") > 0
 
     def kept(self, step: int) -> str | None:
-        """Return a sentence on what is safe of the steps before ``step``, for a note of an error.
+        """Return a sentence on what is safe of the steps before ``step``, for a note on an error.
 
-        It is None if the error is that of a chunk that could not be written, which says so itself.
+        It is None if the error is that a chunk could not be written, which says so itself.
         """
         if self._failed:
             return None
@@ -198,7 +198,7 @@ class Directory:
 
     @contextlib.contextmanager
     def _raise_as_lost(self) -> Iterator[None]:
-        """If the last chunk cannot be written, raise which it is, and what is safe."""
+        """If the last chunk cannot be written, raise an error that says so, and what is safe."""
         try:
             yield
         except Exception as error:
@@ -221,8 +221,8 @@ class Directory:
     def _restore_last(self, state: State, memory: PyTree) -> tuple[State, PyTree]:
         """Return the State and the rule's memory after the last chunk.
 
-        The given ones, at the start of the run, say what they are like; and the given memory is
-        returned if another rule, or none, was watching.
+        The given ones, at the start of the run, say what these are like. The given memory is
+        returned if another rule was watching, or none.
         """
         last = self.chunks[-1]
         state = files.restore_tree(last, "state", _tree.without_keys(state))
@@ -238,9 +238,9 @@ class Directory:
 
 
 def _prepare(path: pathlib.Path, manifest: Manifest) -> None:
-    """Check that a directory holds this run, or make it so, and remove unfinished chunks.
+    """Check that a directory holds this run, or write its manifest; remove unfinished chunks.
 
-    Files of others in it stay.
+    Any other files in it stay.
     """
     names = [entry.name for entry in path.iterdir()]
     if "run.json" in names:
@@ -251,7 +251,7 @@ def _prepare(path: pathlib.Path, manifest: Manifest) -> None:
             )
     elif "end.json" in names or any(map(CHUNK.fullmatch, names)):
         raise ValueError(
-            f"{path} holds an end.json or chunks, but no run.json that says of which run they are: "
+            f"{path} holds an end.json or chunks, but no run.json that says which run they are of: "
             f"put back a copy of it, or give another directory."
         )
     else:

@@ -39,7 +39,7 @@ def is_here(array: Any) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error without TensorStore's specifications; its end if long."""
+    """Return an error's first line, or the end of a long one, without TensorStore's details."""
     lines = [] if isinstance(error, KeyError) else str(error).splitlines()
     text = next(filter(None, lines), repr(error))
     text = text.partition(" [tensorstore_spec")[0].rstrip(".")
@@ -92,7 +92,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 @contextlib.contextmanager
 def raise_as_damage(path: pathlib.Path) -> Iterator[None]:
-    """Raise any error in here as damage of the file whose content is being interpreted."""
+    """Raise any error in here as one about a damaged file, whose content is being read."""
     try:
         yield
     except Exception as error:
@@ -115,7 +115,7 @@ def lay_out(items: dict[str, list[Any]]) -> tuple[dict[str, Any], dict[str, Any]
         for number, array in enumerate(arrays):
             if not array.size:
                 continue
-            if is_here(array):  # of others, this process has a part
+            if is_here(array):  # this process has only a part of any other
                 array = np.asarray(array)
                 sums[f"{item}/{number}"] = checksum(array)
             tree.setdefault(item, {})[str(number)] = array
@@ -148,9 +148,9 @@ def restore_tree(chunk: StoredChunk, item: str, like: PyTree) -> PyTree:
     Args:
       chunk: where it is.
       item: ``"state"`` or ``"rule"``.
-      like: a tree like it, without keys. A JAX array in it is read to where that array is, and a
-        ShapeDtypeStruct to the default device. NumPy arrays are the same in all steps, so the
-        given ones stay, as do leaves that are not arrays.
+      like: a tree like it, without keys. Where it has a JAX array, the array read is put on the
+        same devices, and where it has a ShapeDtypeStruct, on the default device. NumPy arrays are
+        the same in all steps, so the given ones are kept, as are leaves that are not arrays.
 
     Returns:
       The tree, with keys.
@@ -161,13 +161,13 @@ def restore_tree(chunk: StoredChunk, item: str, like: PyTree) -> PyTree:
     likes = spec.stored(like)
     with _raise_as_damaged_chunk(chunk):
         sums = _read_checksums(chunk)
-        # One by one: if one of several were damaged, the threads of the others would print errors.
+        # One at a time: if one of several is damaged, the threads of the others print errors.
         arrays = [_read(chunk, sums, item, n, leaf) for n, leaf in enumerate(likes)]
     return _tree.with_keys(spec.fill(like, map(_place, arrays, likes)))
 
 
 def _read(chunk: StoredChunk, sums: dict[str, int], item: str, number: int, like: Any) -> Any:
-    """Read an array into NumPy, or into its sharding if processes share it, and check it."""
+    """Read an array as NumPy's, or with its sharding if processes share it, and check it."""
     if not like.size:
         return np.zeros(like.shape, like.dtype)
     orbax, name = import_orbax(), str(number)

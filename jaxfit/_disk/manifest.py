@@ -28,7 +28,7 @@ class Manifest(TypedDict):
 
     format: int
     jax: str
-    jaxfit: NotRequired[str]  # missing from the first directories
+    jaxfit: NotRequired[str]  # absent from the oldest directories
     first: int  # step
     record_every: int
     evaluate_every: int | None  # None if there are no evaluations
@@ -103,7 +103,7 @@ def _constants(program: Any, seen: set[int]) -> Iterator[Any]:
 
 
 def _describe(tree: PyTree) -> Leaves:
-    """Describe every leaf of a tree without keys, with a checksum of the arrays that are here."""
+    """Describe every leaf of a tree without keys; arrays that are here get a checksum."""
     described = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         text, value = _check.show(leaf), None
@@ -162,7 +162,7 @@ def _read(directory: pathlib.Path) -> Manifest:
 
 
 def find_difference(directory: pathlib.Path, given: Manifest) -> str | None:
-    """Return how a run differs from that of a directory, in a few words; None if it does not.
+    """Say in a few words how a run differs from that of a directory; None if it does not.
 
     Raises:
       OSError, ValueError: as `read_manifest` does.
@@ -193,7 +193,7 @@ def _difference(kept: Manifest, given: Manifest) -> str | None:
 
 
 def _leaf_difference(name: str, kept: Leaves, given: Leaves) -> str | None:
-    """Return how the leaves of one tree differ, if they do."""
+    """Say how the leaves of one tree differ, if they do."""
     if extra := [key for key in kept if key not in given]:
         return f"{name} has the leaf {extra[0] or 'itself'} there, and not here"
     for key, (text, value) in given.items():

@@ -1,4 +1,4 @@
-"""Processes that want the same directory: one run has it, and its processes fail together."""
+"""Processes that use one directory: only one run can write, and its processes fail together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 
 def lock(path: pathlib.Path) -> IO[str]:
-    """Keep others out of a directory while the returned file is open."""
+    """Lock a directory: nobody else can write to it while the returned file is open."""
     import fcntl  # not on Windows, where Orbax does not run either
 
     try:

@@ -102,8 +102,8 @@ class DiskRows(np.lib.mixins.NDArrayOperatorsMixin):
         first, *rest = (index or (...,)) if isinstance(index, tuple) else (index,)
         if isinstance(first, jax.core.Tracer):
             raise TypeError(
-                "rows on disk were indexed by a traced number: read them with np.asarray before, "
-                "or index them outside of jax.jit."
+                "rows on disk were indexed by a traced number: read them with np.asarray first, "
+                "or index them outside jax.jit."
             )
         if isinstance(first, slice):
             return self._read(np.arange(*first.indices(len(self))))[(slice(None), *rest)]

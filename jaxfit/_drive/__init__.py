@@ -1,1 +1,1 @@
-"""What drives runs from Python: chunks, tiles, and what they share."""
+"""Runs driven from Python: chunks of one, tiles of many, and what they share."""

@@ -1,4 +1,4 @@
-"""The axes of a sweep. What is given is parsed and checked here, once, into an `Axis`."""
+"""The axes of a sweep. What the user gives is checked and parsed here, once, into an `Axis`."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class Axis:
 def parse(axes: Any) -> list[Axis]:
     """Check the axes that a sweep is given, and return them.
 
-    A list, or a dict with a leaf that is not an array, holds Python objects; anything else has to
-    be arrays, which get the dtypes that JAX gives them.
+    A list, or a dict with a leaf that is not an array, holds Python objects; anything else must be
+    arrays, which are converted to JAX's dtypes.
     """
     if not isinstance(axes, Mapping) or not axes:
         raise TypeError(
@@ -80,7 +80,7 @@ def read(axes: Mapping[str, Any]) -> list[Axis]:
 
 
 def summary(axis: Axis) -> str:
-    """Say how long an axis is, and its labels if they are short."""
+    """Write the length of an axis, and its labels if they are short."""
     if axis.inside and axis.labels is not axis.items:
         return f"{len(axis)} {_check.shapes(axis.kept)}"
     shown = [
@@ -116,21 +116,15 @@ def _parse_objects(name: str, given: Any) -> Axis:
 
 
 def _parse_arrays(name: str, given: Any) -> Axis:
-    leaves = _leaves(given)
-    if not all(map(_is_array, leaves)):
+    if not all(map(_is_array, _leaves(given))):
         raise TypeError(
             f"axis {name!r} is {_check.show(given)}, but must be an array of numbers or PRNG keys, "
             f"a pytree of such arrays, or Python objects in a dict or a list: "
             f"convert numbers with jnp.asarray, and put anything else in a dict."
         )
     _check.concrete(f"axis {name!r}", given, "sweep")
-    lengths = {np.shape(leaf)[:1] for leaf in leaves}
-    if len(lengths) != 1 or lengths & {(), (0,)}:
-        shapes = " and ".join(str(np.shape(leaf)) for leaf in leaves) or "none"
-        raise ValueError(
-            f"axis {name!r} has arrays of shape {shapes}, but they must share one leading axis, of "
-            f"one item or more: give arrays [items, …], or a list to compile for each by itself."
-        )
+    alternative = ", or a list to compile for each item on its own"
+    _check.leading_axis(f"axis {name!r}", given, "item", alternative)
     return _of_arrays(name, jax.tree.map(jnp.asarray, given))
 
 
@@ -151,7 +145,7 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _leaves(tree: Any) -> list[Any]:
-    """Return the leaves of a tree, or itself if JAX cannot sort the keys of a dict in it."""
+    """Return the leaves of a tree, or the tree if JAX cannot sort the keys of a dict in it."""
     try:
         return jax.tree.leaves(tree)
     except ValueError:

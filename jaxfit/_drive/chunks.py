@@ -1,4 +1,4 @@
-"""The chunks of a run: made one after the other, two at a time, up to where it ends."""
+"""The chunks of a run, made one after the other, up to where the run ends."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def chunks(
     end: End,
     interrupts: list[int],
 ) -> Iterator[Chunk]:
-    """Yield the finished chunks of a run in their order; the next one is computed meanwhile.
+    """Yield the finished chunks of a run in order, while the device computes the next one.
 
     Args:
       program: what to compute.
       before: where the run stands.
       source: where the data come from.
       pace: how long chunks are.
-      end: where the run ends, which is moved by whatever ends it earlier.
-      interrupts: not empty once the run is to end after what was started.
+      end: where the run ends; moved by whatever ends it earlier.
+      interrupts: not empty once the run is to end with what has been started.
     """
     for chunk in _two_at_a_time(_started(program, before, source, pace, end, interrupts)):
         wait(chunk.stacked)
@@ -119,7 +119,7 @@ T = TypeVar("T")
 
 
 def _two_at_a_time(items: Iterable[T]) -> Iterator[T]:
-    """Yield items, each when the one after it was made."""
+    """Yield each item once the next one has been made."""
     waiting: collections.deque[T] = collections.deque()
     for item in items:
         waiting.append(item)

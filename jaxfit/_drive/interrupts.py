@@ -14,9 +14,9 @@ import jax
 def noted() -> Iterator[list[int]]:
     """Note the first Ctrl-C in a list; let the second do what it did before.
 
-    Nothing is noted outside of the main thread, where Python handles no signals, among several
-    processes, which would not end together, and where SIGINT is ignored, as for what a shell
-    script starts in the background.
+    Nothing is noted outside the main thread, where Python handles no signals; among several
+    processes, which would not end together; or where SIGINT is ignored, as in a process that a
+    shell script starts in the background.
     """
     interrupts: list[int] = []
     on_main = threading.current_thread() is threading.main_thread()

@@ -1,4 +1,4 @@
-"""How long chunks are: chosen by the clock, so that none is felt."""
+"""The length of chunks, chosen by the clock so that what they cost goes unnoticed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 _SECONDS = 0.5  # that a chunk takes
 _MOST_SECONDS = 5.0  # in a long run with a directory
-_BYTES = 2**24  # of rows and of batches that a chunk has on the device, at most
+_BYTES = 2**24  # of rows and batches that a chunk has on the device, at most
 
 
 class Marks(NamedTuple):
@@ -103,7 +103,7 @@ class Pace:
 
     def measure(self, num_rows: int) -> None:
         """Choose the next length, once a chunk of some rows has been stored."""
-        # Processes have to agree, on what the first of them measures of the first chunks.
+        # Processes must agree: all follow what the first one measures on the first chunks.
         if self._growing is None or (jax.process_count() > 1 and self._measured == 16):
             return
         now = time.perf_counter()

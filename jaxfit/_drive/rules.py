@@ -83,7 +83,7 @@ def to_remember(stop: Stop, memory: PyTree) -> tuple[str, list[np.ndarray]] | No
 
 
 def verdict(stop: Stop, step: Step, memory: PyTree) -> tuple[jax.Array, PyTree]:
-    """Return whether a rule says to stop before a step (bool []), and what it remembers then."""
+    """Return whether a rule says to stop before a step (bool []), and what it then remembers."""
     fires: Any = jnp.array(False)
     if isinstance(stop, Rule):
         if stop.update:

@@ -50,7 +50,7 @@ class Sink(Protocol):
         """Return whether the State at a step, the last so far, was kept with an evaluation."""
 
     def kept(self, step: int) -> str | None:
-        """Say what became of the steps before that one, for the note of an error."""
+        """Return a sentence on what became of the steps before ``step``, for a note on an error."""
 
     def run(self, state: State, stop_reason: str | None) -> Run:
         """Return the run so far."""
@@ -69,7 +69,7 @@ class MemoryRows:
           marks: where the run starts, and which of its steps are evaluated beside the last.
           num_steps: how many steps it has at most.
           every: how many steps there are to a row.
-          from_start: whether it starts at a step that is known when a program is compiled.
+          from_start: whether it starts at step 0, which is known when a program is compiled.
         """
         leaves, self._structure = jax.tree.flatten(_tree.hold(row))
         number, size, available = -(-num_steps // every), _tree.nbytes(row), host.memory()

@@ -26,8 +26,8 @@ class Read(NamedTuple):
 
     data: Data  # as `train` takes it
     number: int  # of steps
-    is_over: bool = False  # whether there is none for more
-    error: Exception | None = None  # that it ended with
+    is_over: bool = False  # whether there is no data for later steps
+    error: Exception | None = None  # that ended it
 
 
 class Source(Protocol):
@@ -35,22 +35,22 @@ class Source(Protocol):
 
     @property
     def batch_bytes(self) -> int:
-        """Bytes per step of what is read for it."""
+        """Bytes that are read for a step."""
 
     def like(self, steps: int) -> Data:
         """Return data for some steps, as shapes where it is still to be read."""
 
     def first(self, step: jax.Array) -> Batch:
-        """Return the first batch, or what is known of it."""
+        """Return the first batch, or its shapes if it cannot be read again."""
 
     def read(self, start: int, remaining: int, pace: Pace) -> Read:
-        """Return the data of the next steps, of which some remain."""
+        """Return the data of the next steps, as many of the remaining as the pace says."""
 
     def warn_if_resumed(self, step: int) -> None:
-        """Warn if a run that goes on at a step sees other batches than it would have seen."""
+        """Warn if a run resumed at a step sees other batches than it would have seen."""
 
     def close(self) -> None:
-        """End what is going on in the background."""
+        """End what runs in the background."""
 
 
 def open_source(data: Any) -> Source:
@@ -60,7 +60,7 @@ def open_source(data: Any) -> Source:
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """Data that JAX computes with by itself: arrays, or a function of the step."""
+    """Data that JAX can use directly: arrays, or a function of the step."""
 
     data: Data
     batch_bytes: int = 0
@@ -97,7 +97,7 @@ class Stacked:
 
 
 class ReadAhead:
-    """Batches from Python: a thread reads those of a chunk while the one before it is computed."""
+    """Batches from Python, which a thread reads for a chunk while the last one is computed."""
 
     def __init__(self, data: HostBatches | Iterable[Any]):
         self._data = data
@@ -118,8 +118,8 @@ class ReadAhead:
     def warn_if_resumed(self, step: int) -> None:
         if not isinstance(self._data, HostBatches):
             warnings.warn(
-                f"data is an iterable, which knows no steps: step {step} sees the first batch that "
-                f"it gives; with jaxfit.host_batches, a run goes on exactly.",
+                f"data is an iterable, which has no batch for a given step: step {step} sees the "
+                f"first batch that it gives; with jaxfit.host_batches, a run is resumed exactly.",
                 stacklevel=3,
             )
 
@@ -183,5 +183,5 @@ def _first_of(batches: Iterator[Any]) -> Any:
         return next(batches)
     except StopIteration:
         raise ValueError(
-            "data is an iterable without a batch: give one that has as many as steps."
+            "data is an iterable without a batch: give one that has a batch for every step."
         ) from None

@@ -19,13 +19,13 @@ from jaxfit._drive.axes import Axis
 from jaxfit._drive.variant import Variant, run_tiles
 from jaxfit._types import PyTree
 
-# Runs of a tile, by default at most: larger tiles are no faster, and overflow the caches of a CPU.
+# The most runs of a tile by default: larger tiles are no faster, and overflow a CPU's caches.
 _LARGEST = {"cpu": 256}
 _LARGEST_ELSEWHERE = 16384
 
 
 class Started(NamedTuple):
-    """A tile on every device, whose results may still be computed."""
+    """A tile on every device, whose results may not be ready yet."""
 
     variant: int  # its position among all
     runs: range  # of this variant
@@ -66,8 +66,8 @@ def default_batch_size(devices: Sequence[jax.Device], number: int, size: int) ->
     """
     stats = devices[0].memory_stats() or {}
     memory = stats.get("bytes_limit") or (host.memory() or 2**32) // jax.local_device_count()
-    # Results are on the device more than once: as the rows of a loop, as those of the tile that
-    # they are copied to, and as those of the tile before it, which waits to be stored.
+    # Results are on the device more than once: as the rows of a loop, in the tile that they are
+    # copied to, and in the tile before it, which waits to be stored.
     fitting = memory // (8 * max(size, 1))
     largest = max(1, min(_LARGEST.get(devices[0].platform, _LARGEST_ELSEWHERE), fitting))
     tiles = math.ceil(number / (largest * len(devices)))
@@ -136,7 +136,7 @@ def _finished(started: Started, variants: Sequence[Variant], number: int) -> Ite
 def _read(arrays: list[jax.Array]) -> Iterator[tuple[int, list[np.ndarray]]]:
     """Yield tiles of results, each with the position of its first run.
 
-    If all devices are this process's, there is one for each of them; if not, one for all.
+    If all devices belong to this process, there is a tile for each of them; if not, one for all.
     """
     if arrays[0].is_fully_addressable:
         for shards in zip(*(array.addressable_shards for array in arrays), strict=True):
@@ -147,7 +147,7 @@ def _read(arrays: list[jax.Array]) -> Iterator[tuple[int, list[np.ndarray]]]:
 
 @contextlib.contextmanager
 def _noted(variant: Variant, runs: range, number: int) -> Iterator[None]:
-    """Add a note to an error of the runtime that says where in a sweep it was raised."""
+    """Note on an error of the runtime where in a sweep it was raised."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

@@ -81,7 +81,7 @@ def result_of(variants: Sequence[Variant], axes: Sequence[Axis]) -> PyTree:
     items = {axis.name: jax.tree.map(lambda leaf: leaf[0], axis.items) for axis in axes}
     results = [_member.eval_shape(variant, items) for variant in variants]
     traced = results
-    if _objects(results[0]):  # those that fn makes are others when it is traced again
+    if _objects(results[0]):  # if fn makes them, they differ when it is traced again
         traced = [*results, jax.eval_shape(functools.partial(_run, variants[0]), items)]
     _check_objects(traced)
     _check_arrays(variants, results)
@@ -110,8 +110,8 @@ def _run(variant: Variant, items: dict[str, PyTree]) -> PyTree:
 _member = jax.jit(_run, static_argnums=0)
 
 
-# XLA makes the pass spmd-cleanup only for programs on several devices. It merges what is computed
-# twice, and then XLA divides where it would have multiplied by a reciprocal: Adam would be rounded
+# XLA runs its pass spmd-cleanup only on programs for several devices. It merges what is computed
+# twice, and XLA then divides where it would have multiplied by a reciprocal: Adam would be rounded
 # differently on two devices than on one.
 @functools.partial(
     jax.jit,
@@ -138,7 +138,7 @@ def run_tiles(
         if batch_size > 1:
             run = functools.partial(_member, variant)
             return jax.tree.leaves(jax.vmap(run, axis_size=batch_size)(items))
-        # A batch of one is rounded differently than a run alone.
+        # A batch of one is rounded differently from a run alone.
         alone = _member(variant, jax.tree.map(lambda leaf: leaf[0], items))
         return [leaf[None] for leaf in jax.tree.leaves(alone)]
 

@@ -19,8 +19,8 @@ from jaxfit._types import Params
 from jaxfit.plot import static
 from jaxfit.run import Run
 
-# The icons on matplotlib's buttons come from a font that the page would fetch; these signs are in
-# every font.
+# The icons on matplotlib's buttons come from a font that the page would download; every font has
+# these signs.
 _BUTTONS = {
     "minus": "−",
     "fast-backward": "|◀",
@@ -56,7 +56,7 @@ def animate_fit(
 
     Raises:
       ValueError: if ``"params"`` or ``"loss"`` was not recorded, these are many runs made under
-        ``jax.vmap``, or another column of x than the first varies.
+        ``jax.vmap``, or a column of x other than the first varies.
 
     >>> import tempfile, jax.numpy as jnp, optax, jaxfit.plot
     >>> data = jnp.array([[0.0, 1.0], [1.0, 1.0]]), jnp.array([2.0, 5.0])
@@ -76,7 +76,7 @@ def animate_fit(
 
     ax = static.fit(model, None, data, ax=ax)
     (line,) = ax.plot(positions, lines[0], color=static.ORANGE, linewidth=2, label="fit")
-    # All lines are in view, except what lies far off in a run that diverges.
+    # Show all lines, except what lies far off in a run that diverges.
     low, high = np.min(data[1]), np.max(data[1])
     margin = 2 * (high - low) or 1.0
     near = lines[(lines > low - margin) & (lines < high + margin)]
@@ -145,7 +145,7 @@ def save(animation: Animation, path: str | pathlib.Path, *, dpi: float = 100) ->
 
 
 def _standalone(page: str) -> str:
-    """Return matplotlib's player as a whole page, without the icon font that it would fetch."""
+    """Return matplotlib's player as a whole page, without the icon font it would download."""
     body = re.sub(r"<link[^>]*https?://[^>]*>", "", page)
     for icon, sign in _BUTTONS.items():
         body = re.sub(rf'<i class="fa fa-{icon}"></i>', sign, body)

@@ -43,7 +43,7 @@ def fit(
       The axes.
 
     Raises:
-      ValueError: if another column of x than the first varies.
+      ValueError: if a column of x other than the first varies.
 
     >>> import jax.numpy as jnp, jaxfit.plot
     >>> data = jnp.array([[0.0, 1.0], [1.0, 1.0]]), jnp.array([2.0, 5.0])
@@ -189,7 +189,7 @@ def line_inputs(x: Any) -> tuple[np.ndarray, jax.Array]:
       The positions ``[200]``, and x ``[200]`` or ``[200, features]``.
 
     Raises:
-      ValueError: if another column of x than the first varies.
+      ValueError: if a column of x other than the first varies.
     """
     dtype = jnp.result_type(x, float)
     drawn = _first_column(x)
