@@ -107,7 +107,7 @@ def lay_out(items: dict[str, list[Any]]) -> tuple[dict[str, Any], dict[str, Any]
 
     Args:
       items: for each of ``"state"``, ``"rule"``, ``"rows"`` and ``"evaluation"``, a list of
-        arrays. Empty arrays are left out, because TensorStore has none.
+        arrays. Empty arrays are left out, because TensorStore cannot store them.
     """
     tree: dict[str, Any] = {}
     sums = {}
