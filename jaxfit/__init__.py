@@ -6,7 +6,7 @@ from jaxfit.blame import Blame, blame
 from jaxfit.checkpoint import load
 from jaxfit.data import minibatches
 from jaxfit.fit import fit
-from jaxfit.replay import at, fork, replay
+from jaxfit.replay import at, best, fork, replay
 from jaxfit.stream import host_batches
 from jaxfit.sweep import Sweep, sweep
 from jaxfit.train import Run, State, Step, init, train
@@ -19,6 +19,7 @@ __all__ = [
     "Sweep",
     "__version__",
     "at",
+    "best",
     "blame",
     "data",
     "fit",

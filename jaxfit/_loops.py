@@ -93,9 +93,9 @@ def marked(body: Steps, every: int, name: str, show: Callable[[State], PyTree]) 
     """
 
     def block(state: State, number: int) -> tuple[State, PyTree]:
-        shown = lead(show(state))
+        shown = show(state)
         after, kept = body(state, number)
-        return after, {**kept, name: shown}
+        return after, {name: lead(shown), **kept}
 
     return lambda state, number: blocks(block, state, number, every)
 

@@ -1,23 +1,24 @@
-"""Look at a run again: replay any part of it, look at any step, fork it."""
+"""Look at a run again: replay any part of it, look at any step, find its best, fork it."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfit import _check, _loops, _tree
+from jaxfit import _check
+from jaxfit._counterparts import with_counterparts
 from jaxfit._problem import Problem
-from jaxfit._step import Stepper, stepper
-from jaxfit._types import Data, Loss, Optimizer, OptState, PyTree, Recorder
+from jaxfit._reach import check_stretch, keyframes, reach
+from jaxfit._types import Data, Loss, Optimizer, PyTree, Recorder
 from jaxfit.record import whole
 from jaxfit.run import Run, State, Step
 from jaxfit.train import init, train
 
-__all__ = ["at", "fork", "replay"]
+__all__ = ["at", "best", "fork", "replay"]
 
 
 def replay(
@@ -76,9 +77,9 @@ def replay(
     >>> (part.trajectory[0] == run.trajectory[437:441]).all()
     Array(True, dtype=bool)
     """
-    _check_stretch(start, stop, _keyframes(run).step, run.state.step)
+    check_stretch(start, stop, keyframes(run).step, run.state.step)
     record_every = _check.count("record_every", record_every)
-    reached = _reach(Problem(loss, optimizer, data, has_aux), run, start)
+    reached = reach(Problem(loss, optimizer, data, has_aux), run, start)
     state = reached.restore(reached.state)
     options: Any = {"data": data, "has_aux": has_aux, "record": record}
     return train(loss, state, optimizer, stop - start, record_every=record_every, **options)
@@ -120,10 +121,77 @@ def at(
     """
     if not isinstance(step, jax.core.Tracer):
         step = int(step)
-        _check_stretch(step, step + 1, _keyframes(run).step, run.state.step)
-    reached = _reach(Problem(loss, optimizer, data, has_aux), run, step)
+        check_stretch(step, step + 1, keyframes(run).step, run.state.step)
+    reached = reach(Problem(loss, optimizer, data, has_aux), run, step)
     _, info = reached.take(reached.state)
     return reached.step_of(reached.state, info)
+
+
+def best(
+    loss: Loss,
+    run: Run,
+    optimizer: Optimizer,
+    by: str | Callable[[PyTree], Any] | None = None,
+    *,
+    data: Data | None = None,
+    has_aux: bool = False,
+) -> State:
+    """Return the State of a run whose evaluation has the lowest score.
+
+    It need not have been stored: it is reached from the last keyframe before it, and with
+    ``keyframe_every=evaluate_every`` it is one of the keyframes. A pure function, like `replay`.
+
+    Args:
+      loss: the loss of the run.
+      run: a run with evaluations (``train(…, evaluate=…, evaluate_every=k)``) and keyframes.
+      optimizer: the optimizer of the run.
+      by: the score to minimise, an array ``[evaluations]`` of real numbers: a function that
+        computes it from ``run.evaluations``; or its key there; or None if ``run.evaluations`` is
+        the score itself. Evaluations that score NaN are passed over.
+      data: the data of the run.
+      has_aux: as in `train`.
+
+    Returns:
+      The `State` at the best of ``run.evaluated_steps``.
+
+    Raises:
+      TypeError, ValueError: if the run has no evaluations, or not one number for each, or if all
+        are NaN; and as in `replay`.
+
+    >>> import jax.numpy as jnp, optax, jaxfit
+    >>> loss, sgd = lambda a: jnp.sum((a - 1.0) ** 2), optax.sgd(0.1)
+    >>> held_out = lambda state: {"loss": jnp.sum((state.params - 0.9) ** 2)}
+    >>> every = {"evaluate": held_out, "evaluate_every": 5, "keyframe_every": 5}
+    >>> run = jaxfit.train(loss, jnp.zeros(2), sgd, 50, **every)
+    >>> jaxfit.best(loss, run, sgd, "loss").step
+    Array(10, dtype=int32)
+    """
+    _check.kind("run", run, Run, "what train returned")
+    found = run.evaluations
+    if found is None or run.evaluated_steps is None:
+        raise ValueError(
+            "the run has no evaluations to choose by: make it with train(…, evaluate=…, "
+            "evaluate_every=100, keyframe_every=100)."
+        )
+    scores = by(found) if callable(by) else found if by is None else found[by]
+    number = jnp.shape(run.evaluated_steps)
+    if getattr(scores, "shape", None) != number or np.iscomplexobj(scores):
+        raise ValueError(
+            f"by gives {_check.shapes(scores)}, but the best State is that of the lowest number, "
+            f"of shape {list(number)}: give by=lambda evaluations: … with one for each evaluation."
+        )
+    step: Any
+    if isinstance(scores, jax.core.Tracer):
+        step = run.evaluated_steps[jnp.nanargmin(scores)]
+    else:
+        scores = np.asarray(scores)
+        if np.isnan(scores).all():
+            raise ValueError("all evaluations score NaN, so none is best: score a number.")
+        step = int(run.evaluated_steps[int(np.nanargmin(scores))])
+        if step == int(run.state.step):
+            return run.state
+    reached = reach(Problem(loss, optimizer, data, has_aux), run, step)
+    return reached.restore(reached.state)
 
 
 def fork(state: State, optimizer: Optimizer, *, carry_over: bool = False) -> State:
@@ -152,138 +220,5 @@ def fork(state: State, optimizer: Optimizer, *, carry_over: bool = False) -> Sta
     """
     _check.kind("state", state, State, "run.state, or replay(…, step, step).state")
     fresh = init(state.params, optimizer)
-    opt_state = _with_counterparts(state, fresh) if carry_over else fresh.opt_state
+    opt_state = with_counterparts(state, fresh) if carry_over else fresh.opt_state
     return State(state.step, fresh.params, opt_state, state.carry)
-
-
-def _with_counterparts(state: State, fresh: State) -> OptState:
-    """Return the fresh optimizer state, with the parts it shares with the old one taken from it."""
-    like_params = jax.tree.structure(_tree.partition(state.params)[0])
-
-    def is_part(node: Any) -> bool:
-        """Return whether a node is a state of optax's, and not a tree like the parameters."""
-        fields = getattr(node, "_fields", None)
-        # The rates in a state of inject_hyperparams belong to the optimizer: they are not gathered.
-        if not isinstance(node, tuple) or fields is None or "hyperparams" in fields:
-            return False
-        structure: Any = jax.tree.structure(node)
-        return bool(structure != like_params)
-
-    def parts(node: Any) -> list[Any]:
-        """List the parts in a node, outer ones first."""
-        found = []
-        for inner in jax.tree.leaves(list(node), is_leaf=is_part):
-            if is_part(inner):
-                found += [inner, *parts(inner)]
-        return found
-
-    unused: list[Any] = parts([state.opt_state])
-    taken: dict[int, Any] = {}
-
-    def pair(node: Any) -> None:
-        """Find a counterpart for each part in a node, or for the parts in that part."""
-        for inner in filter(is_part, jax.tree.leaves(list(node), is_leaf=is_part)):
-            for index, other in enumerate(unused):
-                if type(other) is type(inner) and not _check.difference(inner, other):
-                    taken[id(inner)] = unused.pop(index)
-                    break
-            else:
-                pair(inner)
-
-    pair([fresh.opt_state])
-    return jax.tree.map(
-        lambda node: taken.get(id(node), node),
-        fresh.opt_state,
-        is_leaf=lambda node: id(node) in taken,
-    )
-
-
-def _keyframes(run: Run) -> State:
-    """Return the states that a replay can start from, stacked."""
-    _check.kind("run", run, Run, "what train returned")
-    frames: Any = run.trajectory if run.keyframes is None else run.keyframes
-    if not isinstance(frames, State):
-        raise ValueError(
-            "the run has no keyframes to replay it from: make it with "
-            "train(…, keyframe_every=100), or record=jaxfit.record.state."
-        )
-    if 0 in jnp.shape(frames.step):
-        raise ValueError("the run has no steps, so there is nothing to replay: train for some.")
-    return frames
-
-
-def _reach(problem: Problem, run: Run, step: Any) -> Stepper:
-    """Return a stepper at a step, reached from the last keyframe before it."""
-    frames, known = _keyframes(run), run._known_steps
-    if isinstance(frames.step, np.ndarray):
-        # On the host or on disk: which one to read must be known, even under jax.jit.
-        if isinstance(step, jax.core.Tracer):
-            raise TypeError(
-                "step is traced, but the keyframes are on the host or on disk: pass the run "
-                "into the jitted function as jax.tree.map(np.asarray, run), or give a Python int."
-            )
-        index = int(np.searchsorted(frames.step, step, side="right")) - 1
-        state = _row(frames, index)
-    elif known is None or len(known) != len(frames.step) or isinstance(step, jax.core.Tracer):
-        index = jnp.maximum(jnp.searchsorted(frames.step, step, side="right") - 1, 0)
-        state = _row(frames, index)
-    else:
-        # Under vmap, a step that is known is that of all runs, as it was when they were made.
-        index = min(step // known.step, len(known) - 1)
-        state = dataclasses.replace(_row(frames, index), step=jnp.int32(known[index]))
-    _check_replayable(problem, state)
-    start = stepper(problem, state)
-    return start._replace(state=_loops.until(start, step))
-
-
-def _row(tree: PyTree, index: Any) -> Any:
-    """Pick one of stacked trees; a leaf that is no array, or has no axis, is the same in all."""
-
-    def pick(leaf: Any) -> Any:
-        if not getattr(leaf, "ndim", 0):
-            return leaf
-        # A traced number cannot index arrays that are not JAX's.
-        return leaf[index] if isinstance(leaf, jax.Array) else jnp.asarray(leaf[index])
-
-    return jax.tree.map(pick, tree)
-
-
-def _check_stretch(start: Any, stop: Any, frames: Any, end: Any) -> None:
-    """Check two steps of a run and their order, as far as its keyframes and end are known."""
-    for name, step in (("start", start), ("stop", stop)):
-        if isinstance(step, bool) or not hasattr(step, "__index__"):
-            raise TypeError(
-                f"{name} is {_check.show(step)}, but must be the number of a step: give a Python "
-                f"int."
-            )
-    if jnp.ndim(end):
-        raise ValueError(
-            f"run holds runs of shape {jnp.shape(end)}, but one is replayed at a time: "
-            f"map over them with jax.vmap."
-        )
-    if start > stop:
-        raise ValueError(f"start is {start} and stop {stop}, but start comes first: swap them.")
-    if any(isinstance(known, jax.core.Tracer) for known in (frames, end)):
-        return
-    first = np.asarray(frames)[0]  # not as JAX's: under jit, that would be traced
-    if not first <= start <= stop <= int(end):
-        raise ValueError(
-            f"start is {start} and stop {stop}, but the run goes from step {first} to {end}: "
-            f"stay within, and use train to go on."
-        )
-
-
-def _check_replayable(problem: Problem, state: State) -> None:
-    """Check that the loss takes the parameters of a run on this data."""
-    loss, _, data, _ = problem
-    given = [state.params] if state.carry is None else [state.params, state.carry]
-    try:
-        if data is None:
-            jax.eval_shape(lambda: loss(*given))
-        else:
-            jax.eval_shape(lambda: loss(*given, data(state.step) if callable(data) else data))
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"the loss cannot be computed from the parameters of the run and this data "
-            f"({_check.reason(error)}): replay with the loss and the data of the run."
-        ) from error

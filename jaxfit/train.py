@@ -157,8 +157,8 @@ def train(
     def row(state: State, number: int) -> tuple[State, PyTree]:
         """Take some steps, the first of which leaves a row: [1, …]."""
         after, info = run.take(state)
-        rows = {"trajectory": _loops.lead(row_of(state, info))}
-        return _loops.repeat(run.take, after, number - 1), rows
+        end = _loops.repeat(run.take, after, number - 1)
+        return end, {"trajectory": _loops.lead(row_of(state, info))}
 
     def rows(state: State, number: int) -> tuple[State, PyTree]:
         """Take some steps, and stack the rows they leave: [rows, …]."""
