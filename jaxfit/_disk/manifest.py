@@ -120,8 +120,14 @@ def write_manifest(directory: pathlib.Path, manifest: Manifest) -> None:
     files.write_json(directory / "run.json", manifest)
 
 
-def read_manifest(directory: pathlib.Path) -> tuple[Manifest, State, Row, PyTree]:
+def read_manifest(
+    directory: pathlib.Path, known: Sequence[tuple[Any, PyTree]] = ()
+) -> tuple[Manifest, State, Row, PyTree]:
     """Read a directory's manifest, and decode what a run is read from disk with.
+
+    Args:
+      directory: where it is.
+      known: trees that come back in place of their descriptions, as in ``spec.decode``.
 
     Returns:
       The manifest, and trees like the run's State, one of its rows and one of its evaluations,
@@ -138,7 +144,7 @@ def read_manifest(directory: pathlib.Path) -> tuple[Manifest, State, Row, PyTree
             if not is_number and (name, manifest[name]) != ("evaluate_every", None):
                 raise ValueError(f"{name} is {manifest[name]}")
         state, row, evaluation = (
-            spec.decode(manifest[name]) for name in ("state", "row", "evaluation")
+            spec.decode(manifest[name], known) for name in ("state", "row", "evaluation")
         )
         if not isinstance(state, State) or state.step != jax.ShapeDtypeStruct((), np.int32):
             raise ValueError("its state has no step")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -102,8 +102,12 @@ def _decode_name(name: Any) -> Any:
     raise ValueError(f"{_check.show(name)} is no key of a dict")
 
 
-def decode(spec: Any) -> PyTree:
+def decode(spec: Any, known: Sequence[tuple[Any, PyTree]] = ()) -> PyTree:
     """Undo `encode` as far as possible without running code that the JSON names.
+
+    Args:
+      spec: what `encode` returned.
+      known: descriptions by `encode`, each with the tree that is to come back in its place.
 
     Returns:
       A tree with ShapeDtypeStructs in place of arrays. Nodes of types other than Python's
@@ -112,6 +116,10 @@ def decode(spec: Any) -> PyTree:
     Raises:
       Exception: of any type, if ``spec`` did not come from `encode`.
     """
+    inner = functools.partial(decode, known=known)
+    for description, tree in known:
+        if spec == description:
+            return tree
     match spec:
         case None:
             return None
@@ -126,17 +134,17 @@ def decode(spec: Any) -> PyTree:
         case {"name": str(name)}:
             return name
         case {"state": [_, _, _, _] as parts}:
-            return State(*[decode(part) for part in parts])
+            return State(*map(inner, parts))
         case {"list": list(parts)}:
-            return [decode(part) for part in parts]
+            return [*map(inner, parts)]
         case {"tuple": list(parts)}:
-            return tuple([decode(part) for part in parts])
+            return tuple(map(inner, parts))
         case {"dict": list(pairs)}:
-            return _decode_pairs(pairs, dict)
+            return _pairs([(name, inner(part)) for name, part in pairs], dict)
         case {"node": list(pairs)}:  # an ordered dict, because JAX keeps its order
-            return _decode_pairs(pairs, collections.OrderedDict)
+            return _pairs([(name, inner(part)) for name, part in pairs], collections.OrderedDict)
         case {"namedtuple": str(name), "fields": list(fields), "of": list(parts)}:
-            return _decode_fields(name, fields, [decode(part) for part in parts])
+            return _fields(name, fields, [*map(inner, parts)])
     raise ValueError(f"{_check.show(spec)} is no part of a tree")
 
 
@@ -148,15 +156,15 @@ def _decode_array(name: str, shape: list[Any]) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(view.shape, dtype)
 
 
-def _decode_pairs(pairs: list[Any], kind: type) -> PyTree:
-    made = kind([(_decode_name(name), decode(part)) for name, part in pairs])
+def _pairs(pairs: list[tuple[Any, PyTree]], kind: type) -> PyTree:
+    made = kind([(_decode_name(name), part) for name, part in pairs])
     jax.tree.leaves(made)  # fails if the keys of a dict cannot be sorted
     if len(made) < len(pairs):
         raise ValueError("a dict has a key twice")
     return made
 
 
-def _decode_fields(path: str, fields: list[str], parts: list[Any]) -> PyTree:
+def _fields(path: str, fields: list[str], parts: list[Any]) -> PyTree:
     """Make a named tuple of its class if that is imported with these fields, else of a new one."""
     if len(fields) != len(parts):
         raise ValueError("a named tuple has other fields than values")
