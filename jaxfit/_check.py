@@ -116,12 +116,21 @@ def kind(name: str, value: Any, expected: type, example: str) -> None:
 
 
 def concrete(name: str, value: Any, driver: str) -> None:
-    """Check that nothing is traced in the arguments of a function that compiles for itself."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
-        raise TypeError(
-            f"{name} is traced, but {driver} is driven from Python and compiles for itself: "
-            f"call it outside of jit, vmap and grad, and train inside."
-        )
+    """Check that nothing is traced in what a function that compiles for itself is given, or makes.
+
+    Inside ``jax.jit``, whatever JAX makes is traced.
+    """
+    is_traced = lambda leaf: isinstance(leaf, jax.core.Tracer)
+    if any(map(is_traced, jax.tree.leaves(value))):
+        given = f"{name} is traced"
+    elif is_traced(jnp.zeros(())):
+        given = f"{driver} was called by a function that is traced"
+    else:
+        return
+    raise TypeError(
+        f"{given}, but {driver} is driven from Python and compiles for itself: call it outside of "
+        f"jit, vmap and grad, and train inside."
+    )
 
 
 def is_carried(leaf: Any) -> bool:

@@ -43,8 +43,8 @@ def load(checkpoint_dir: str | os.PathLike[str], like: Any = None) -> Run:
     Raises:
       ImportError: without the extra ``checkpoint``.
       FileNotFoundError: if there is no run.
-      ValueError: if ``like`` has other parameters than the run; if the directory is in the format of
-        another version of jaxfit; or if a file is damaged, now or when its rows are read: the
+      ValueError: if ``like`` has other parameters than the run; if the directory is in the format
+        of another version of jaxfit; or if a file is damaged, now or when its rows are read: the
         message names the folder to remove, so that the run ends before it.
 
     >>> import tempfile, jax.numpy as jnp, optax, jaxfit

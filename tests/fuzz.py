@@ -294,6 +294,7 @@ class Case:
     batch_size: int = 5
     steps: int = 12
     rate: float = 0.03
+    carry: bool = False
 
 
 def draw(seed: int) -> tuple[Case, random.Random]:
@@ -315,8 +316,25 @@ def draw(seed: int) -> tuple[Case, random.Random]:
         rng.choice((1, 5, 7)),
         rng.choice((5, 12, 20)),
         10 ** rng.uniform(-3, -0.5),
+        rng.random() < 0.3,
     )
     return case, rng
+
+
+def with_carry(loss, has_aux):
+    """Return a loss that draws a number at every step, counts, and averages its batches."""
+
+    def carrying(p, carry, b):
+        key, now = jax.random.split(carry["key"])
+        out = loss(p, b)
+        value, aux = out if has_aux else (out, None)
+        value = value * (1 + 0.1 * jax.random.normal(now)).astype(value.dtype)
+        seen = jnp.mean(b[1].real).astype(jnp.float32) + value.astype(jnp.float32)
+        mean = 0.9 * carry["mean"] + 0.1 * seen
+        carry = {"key": key, "mean": mean, "odd": ~carry["odd"], "count": carry["count"] + 1}
+        return value, ((carry, aux) if has_aux else carry)
+
+    return carrying
 
 
 def check(case: Case, rng: random.Random, ways: tuple[str, ...] = WAYS) -> list[str]:
@@ -331,7 +349,12 @@ def _check(case: Case, rng: random.Random, ways: tuple[str, ...]) -> list[str]:
     arrays = normal(1, (case.examples, case.features), dtype), normal(2, (case.examples,), dtype)
     optimizer = OPTIMIZERS[case.optimizer](case.rate)
     loss = (lambda p, b: (bare(p, b), {"seen": b[1][0], "n": 1})) if case.aux else bare
-    fixed = {"has_aux": case.aux}
+    fixed, carry = {"has_aux": case.aux}, None
+    if case.carry:
+        loss = with_carry(loss, case.aux)
+        carry = {"key": jax.random.key(6), "mean": jnp.float32(0), "odd": False, "count": 0}
+    forward = lambda step: bare(step.params, step.batch)
+    evaluate = lambda state: {"loss": bare(state.params, arrays), "of": state.carry}
     scales = jnp.array([1.0, 0.5, 1.7])
 
     def data_of(arrays):
@@ -371,8 +394,9 @@ def _check(case: Case, rng: random.Random, ways: tuple[str, ...]) -> list[str]:
         return jax.jit(call)(first, given)
 
     def train(first=start, steps=case.steps, states=False, **options):
+        begin = {} if isinstance(first, jaxfit.State) else {"carry": carry}
         run = lambda first, data: jaxfit.train(
-            loss, first, optimizer, steps, data=data, **fixed, **options
+            loss, first, optimizer, steps, data=data, **fixed, **begin, **options
         )
         return compiled(run, first, states)
 
@@ -390,6 +414,9 @@ def _check(case: Case, rng: random.Random, ways: tuple[str, ...]) -> list[str]:
     names = rng.sample(list(RECORDERS), 3 if len(ways) > 2 else 1)
     for name in names:
         schedule = rng.choice(SCHEDULES)
+        if rng.random() < 0.3:
+            every = schedule.get("keyframe_every", schedule.get("record_every", 3))
+            schedule = {**schedule, "evaluate": evaluate, "evaluate_every": every}
         run = train(record=RECORDERS[name], **schedule)
         expect(f"state, recording {name} {schedule}", run.state, whole.state)
         if name in ("state", "grads", "updates", "batch", "loss", "everything"):
@@ -402,6 +429,16 @@ def _check(case: Case, rng: random.Random, ways: tuple[str, ...]) -> list[str]:
         one = train(steps=first, record=RECORDERS[rng.choice(names)])
         two = train(one.state, case.steps - first, record=RECORDERS[rng.choice(names)])
         expect(f"state, resumed at {first}", two.state, whole.state)
+        rows = train(record=forward).trajectory
+        lone = train(one.state, 1, record=forward)
+        expect(
+            f"the loss again, of step {first} alone", lone.trajectory, cut(rows, first, first + 1)
+        )
+        expect(
+            "the loss again, sparse",
+            train(record=forward, record_every=3).trajectory,
+            cut(rows, None, None, 3),
+        )
     if "replay" in ways:
         framed = train(record=lambda step: step.loss, keyframe_every=rng.choice((3, 7)))
         begin = rng.randrange(case.steps)
@@ -418,6 +455,7 @@ def _check(case: Case, rng: random.Random, ways: tuple[str, ...]) -> list[str]:
         expect(f"at {begin}", alone, cut(whole.trajectory, begin, begin + 1))
     if "fit" in ways:
         size, name = rng.choice((1, 2, 3, 7)), rng.choice(("loss", "everything"))
+        evaluated = {"evaluate": evaluate, "evaluate_every": rng.choice((1, 4))}
         fitted = jaxfit.fit(
             loss,
             start,
@@ -427,14 +465,24 @@ def _check(case: Case, rng: random.Random, ways: tuple[str, ...]) -> list[str]:
             record=RECORDERS[name],
             chunk_size=size,
             progress=False,
+            carry=carry,
+            **evaluated,
             **fixed,
         )
+        run = train(record=RECORDERS[name], **evaluated)
+        expect("evaluations of fit", fitted.evaluations, run.evaluations)
         expect(f"state, fitted in chunks of {size}", fitted.state, whole.state)
         expect("rows of fit", fitted.trajectory, RECORDERS[name](whole.trajectory))
     if "sweep" in ways and case.mode == "jit" and rng.random() < 0.5:
         member = lambda scale: (
             jaxfit.train(
-                loss, scaled(scale), optimizer, case.steps, data=data_of(arrays), **fixed
+                loss,
+                scaled(scale),
+                optimizer,
+                case.steps,
+                data=data_of(arrays),
+                carry=carry,
+                **fixed,
             ).state
         )
         swept = jaxfit.sweep(member, {"scale": scales}, batch_size=1).values

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from tests.fuzz import DATA, DTYPES, OPTIMIZERS, Case, check
+from tests.fuzz import DATA, DTYPES, OPTIMIZERS, WAYS, Case, check
 
 # Small problems in float32, where XLA makes one kernel of a loop, and where it does not.
 PROBLEMS = ("scalars", "rosenbrock", "linear", "tanh")
@@ -30,6 +30,13 @@ def test_every_dtype_and_mode(dtype, mode):
     assert check(case, random.Random(number), ("record", "resume")) == []
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("model", ["scalars", "tanh"])
+def test_carry_and_evaluations(model, dtype):
+    case = Case(model, "momentum", dtype, "minibatches", carry=True, aux=model == "tanh", steps=5)
+    assert check(case, random.Random(1), WAYS) == []
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -38,12 +45,16 @@ def test_every_dtype_and_mode(dtype, mode):
         Case("linear", "adamw", features=17),  # the sort: a matrix times a vector
         Case("transposed", "momentum", features=2),  # sums by rows
         Case("scaled", "momentum", features=8),  # the sort: sums over two axes
+        Case(
+            "linear", "sgd", features=2, examples=33
+        ),  # the sort: a sum of a dot product, recorded
         Case("product", "radam"),  # constants that are hidden
         Case("tanh", "prodigy", features=8, data="minibatches", steps=20),  # of small results
         Case("silu", "apply_if_finite", mode="vmap", data="noise", features=2),  # and of choices
         Case("convolution", "flatten", mode="eager", data="function"),
         Case("wide", "MultiSteps adamw", data="minibatches", steps=5),
         Case("recurrent", "adam", steps=5),
+        Case("linear", "adam", carry=True, aux=True),
     ],
     ids=lambda case: f"{case.model} {case.optimizer} {case.mode}",
 )

@@ -419,3 +419,61 @@ def test_a_traced_fit_is_sent_to_train(data):
 def test_a_rule_of_your_own_remembers(data):
     third = Rule(lambda: jnp.int32(0), lambda step, seen: (seen == 2, seen + 1))
     assert fit(loss, guess, optax.sgd(0.1), 9, data=data, stop=third).state.step == 2
+
+
+def test_fit_and_sweep_inside_traced_code_are_refused_in_a_sentence(data):
+    sgd, options = optax.sgd(0.1), {"progress": False, "data": data}
+    member = lambda rate: fit(loss, guess, optax.sgd(rate.sum()), 3, **options).state.params
+    sentence = "is traced, but fit is driven from Python and compiles for itself"
+    for transformed in jax.jit(member), jax.vmap(member), jax.jacfwd(member):
+        with pytest.raises(TypeError, match=sentence):
+            transformed(jnp.array([0.1]))
+    swept = lambda scale: jaxfit.sweep(lambda a: a * scale, {"a": jnp.arange(3.0)}).values
+    for transformed in jax.jit(swept), jax.vmap(swept):
+        with pytest.raises(TypeError, match="is traced, but sweep is driven from Python"):
+            transformed(jnp.arange(2.0))
+    assert fit(loss, guess, sgd, 3, **options).state.step == 3
+
+
+def test_runs_of_all_lengths_share_their_programs(data):
+    sgd, losses = optax.sgd(0.1), lambda step: step.loss
+    run = lambda steps, **more: fit(
+        loss, guess, sgd, steps, data=data, record=losses, progress=False, **more
+    )
+    run(26), run(26, record_every=4)
+    before = _steps.cache_size()
+    for steps in 25, 24, 1, 2000:
+        run(steps)
+    for steps in 25, 23, 2:
+        run(steps, record_every=4)
+    assert _steps.cache_size() == before
+
+
+def test_fresh_minibatches_retrace_nothing(data):
+    seen, sgd = [], optax.sgd(0.1)
+
+    def counted(a, batch):
+        seen.append(1)
+        return loss(a, batch)
+
+    def run(seed):
+        batches = jaxfit.minibatches(data, 10, jax.random.key(seed))
+        return fit(counted, guess, sgd, 5, data=batches, progress=False)
+
+    run(0)
+    number = len(seen)
+    first, second = run(1), run(2)
+    assert len(seen) == number and (first.state.params != second.state.params).any()
+
+
+def test_a_run_of_no_steps_is_its_state(data):
+    kinds = {"record_every": 2, "evaluate": lambda state: state.params, "evaluate_every": 2}
+    trained = jaxfit.train(loss, guess, optax.adam(0.1), 0, data=data, keyframe_every=4, **kinds)
+    fitted = fit(loss, guess, optax.adam(0.1), 0, data=data, **kinds)
+    start = jaxfit.init(guess, optax.adam(0.1))
+    for run in trained, fitted:
+        assert_same_bits(run.state, start)
+        assert_same_bits(run.evaluations, guess[None])
+        assert run.evaluated_steps.tolist() == [0] and run.steps.shape == (0,)
+        assert run.trajectory["params"].shape == (0, 2) and run.trajectory["loss"].shape == (0,)
+    assert trained.keyframes.params.shape == (0, 2)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfit import _loops, _tree
+from jaxfit import _check, _loops, _tree
 from jaxfit._drive import rules
 from jaxfit._drive.host import replicated
 from jaxfit._drive.pace import Marks, Pace
@@ -157,6 +157,7 @@ class Program:
             every, num_rows, capacity = jnp.asarray(np.int32(stop - start)), 1, 1
         arguments = self._arguments(before.state, before.seen, data, every, capacity, num_rows)
         state, rows, watch = _steps(*arguments)
+        _check.concrete("what the loss, the optimizer or data close over", (state, watch), "fit")
         # Right after it was started, before the next chunk is in the way.
         stacked = replicated(_tree.arrays(rows))
         after = self.stand(state, watch, stop == end or self.marks.has(stop))

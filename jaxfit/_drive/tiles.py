@@ -102,6 +102,7 @@ def compute(
             items = _items(axes, range(start, start + stride), mesh)
             with _noted(variant, runs, number):
                 arrays = run_tiles(variant, batch_size, mesh, items)
+            _check.concrete("what fn closes over", arrays, "sweep")
             started.append(Started(index, runs, arrays))
             if len(started) > 1:
                 yield from _finished(started.popleft(), variants, number)
