@@ -179,6 +179,8 @@ def any(*rules: Callable[[Step], jax.Array] | Rule) -> Rule:
     >>> jaxfit.fit(loss, 0.0, optax.sgd(0.25), 100, stop=either, progress=False).stop_reason
     'any(not_finite, loss_below(0.001)) was true at step 5'
     """
+    if not rules:
+        raise ValueError("any was given no rule: give one or more, as in any(not_finite, …).")
     parts = [rule if isinstance(rule, Rule) else _without_memory(rule) for rule in rules]
 
     def combine(which: str) -> Callable[[Any, PyTree], tuple[jax.Array, PyTree]]:

@@ -436,3 +436,33 @@ def test_what_is_not_refused_is_compiled():
 def test_init_refuses_what_train_refuses():
     with pytest.raises(TypeError, match="call a factory"):
         jaxfit.init(guess, optax.adam)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_loss_that_fails_on_a_list_of_batches_is_told_of_iter(kind):
+    batches = kind([(jnp.ones((4, 2)), jnp.ones(4))] * 3)
+    note = f"data is a {kind.__name__}, of which every step sees the whole; to take one batch"
+    for run in jaxfit.train, jaxfit.fit:
+        with pytest.raises(ValueError, match="too many values to unpack") as raised:
+            run(
+                lambda a, b: (lambda x, y: jnp.mean(x @ a - y))(*unpack_two(b)),
+                jnp.zeros(2),
+                optax.sgd(0.1),
+                3,
+                data=batches,
+            )
+        assert any(note in one for one in raised.value.__notes__)
+    fitted = jaxfit.fit(
+        lambda a, b: jnp.mean((b[0] @ a - b[1]) ** 2),
+        jnp.zeros(2),
+        optax.sgd(0.1),
+        3,
+        data=iter(batches),
+        progress=False,
+    )
+    assert fitted.state.step == 3
+
+
+def unpack_two(batch):
+    x, y = batch
+    return x, y
