@@ -221,15 +221,14 @@ def test_a_run_in_two_parts_stops_where_the_whole_does(line, of, tmp_path):
     whole = watched(line, rule(), **every)
     end = int(whole.state.step)
     assert 8 < end < 60
-    for first in 2, 6, end - 2:
+    for first in 6, end - 2:
         one = watched(line, rule(), first, **every)
         two = watched(line, rule(), start=one.state, **every)
         assert (int(two.state.step), two.stop_reason) == (end, whole.stop_reason)
         assert_same_bits(two.state, whole.state)
-        folder = tmp_path / str(first)
-        watched(line, rule(), first, checkpoint_dir=folder, **every)
-        again = watched(line, rule(), checkpoint_dir=folder, **every)
-        assert (int(again.state.step), again.stop_reason) == (end, whole.stop_reason)
+    watched(line, rule(), 6, checkpoint_dir=tmp_path, **every)
+    again = watched(line, rule(), checkpoint_dir=tmp_path, **every)
+    assert (int(again.state.step), again.stop_reason) == (end, whole.stop_reason)
     fresh = watched(line, rule(), start=jax.tree.map(jnp.asarray, one.state), **every)
     assert int(fresh.state.step) > end  # a copy has not seen what came before
     other = watched(line, stop.no_improvement(5, 0.02, of), start=one.state, **every)
