@@ -120,10 +120,9 @@ def concrete(name: str, value: Any, driver: str) -> None:
 
     Inside ``jax.jit``, whatever JAX makes is traced.
     """
-    is_traced = lambda leaf: isinstance(leaf, jax.core.Tracer)
-    if any(map(is_traced, jax.tree.leaves(value))):
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
         given = f"{name} is traced"
-    elif is_traced(jnp.zeros(())):
+    elif isinstance(jnp.zeros(()), jax.core.Tracer):
         given = f"{driver} was called by a function that is traced"
     else:
         return

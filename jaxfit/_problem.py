@@ -66,7 +66,9 @@ def as_data(data: Any) -> Data | None:
             f"arrays, or a function of the step, such as jaxfit.host_batches makes of one of "
             f"Python's."
         )
-    return _check.examples("data", data, "; or a function of the step; or to fit, batch by batch, iter(batches)")[0]
+    return _check.examples(
+        "data", data, "; or a function of the step; or to fit, batch by batch, iter(batches)"
+    )[0]
 
 
 def as_optimizer(optimizer: Any) -> optax.GradientTransformation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jaxfit._types import Batch, Data, Loss, Optimizer, PyTree
 from jaxfit.run import State, Step
 
 # The fields of a Step that it computes, and those that it is given, in the order of the search.
-_COMPUTED = ("loss", "grads", "updates")
+_COMPUTED = ("loss", "grads", "updates", "next carry")
 _GIVEN = ("batch", "params", "opt_state", "carry")
 
 
@@ -30,10 +30,10 @@ class Blame(NamedTuple):
 
     Attributes:
       step: the step, counted from 0.
-      leaf: the first leaf that is not finite, in the order loss, gradient, update: ``"loss"``,
-        ``"grads['w']"``, ``"updates[0]"``. If that comes from a leaf that the step was given, it is
-        this one: ``"batch[0]"``, ``"params['w']"``, ``"opt_state[0].mu['w']"``. None if all are
-        finite.
+      leaf: the first leaf that is not finite, in the order loss, gradient, update, the carry after
+        the step: ``"loss"``, ``"grads['w']"``, ``"updates[0]"``, ``"next carry['mean']"``. If that
+        comes from a leaf that the step was given, it is this one: ``"batch[0]"``,
+        ``"params['w']"``, ``"opt_state[0].mu['w']"``, ``"carry['mean']"``. None if all are finite.
       value: what the leaf holds: ``"nan"``, ``"inf"`` or ``"-inf"``.
       primitive: the JAX primitive that the leaf's infinities and NaNs come from, the first to make
         such numbers: ``"log"``, ``"div"``. None if they were there before the step, in what it was
@@ -77,10 +77,10 @@ def blame(
 ) -> Blame:
     """Find what first made an infinity or a NaN in the step after a state.
 
-    The step is taken again, operation by operation. The first leaf of loss, gradient and update
-    that is not finite is followed back through numbers that are not finite to the operation that
-    made them of finite ones. An intended infinity, as in a mask of ``-jnp.inf``, is not blamed; nor
-    is a number that is never used, such as one that a ``jnp.where`` leaves out.
+    The step is taken again, operation by operation. The first leaf of loss, gradient, update and
+    the carry after it that is not finite is followed back through numbers that are not finite to
+    the operation that made them of finite ones. An intended infinity, as in a mask of ``-jnp.inf``,
+    is not blamed; nor is a number that is never used, such as one that a ``jnp.where`` leaves out.
 
     Every operation runs on its own, which takes some seconds for a large model. A loop whose result
     is not finite is run again, one iteration at a time.
@@ -120,13 +120,16 @@ def blame(
         )
     state, fixed = in_arrays(state), None if callable(data) else as_data(data)
 
-    def take_step(state: State, fixed: Batch) -> Step:
+    def take_step(state: State, fixed: Batch) -> _Taken:
         problem = Problem(loss, optimizer, data if callable(data) else fixed, has_aux)
         run = stepper(problem, state)
-        return run.step_of(run.state, run.take(run.state)[1])
+        after, info = run.take(run.state)
+        return _Taken(run.step_of(run.state, info), after.carry)
 
     leaves = _nonfinite_leaves(take_step, state, fixed)
     computed = [leaf for field in _COMPUTED for leaf in leaves if leaf.field == field]
+    # An infinity that is only carried on, such as that of a best loss at the start, is meant.
+    computed = [leaf for leaf in computed if leaf.field != "next carry" or leaf.origin.path]
     if not computed:
         return Blame(int(state.step))
     origin = computed[0].origin
@@ -138,6 +141,13 @@ def blame(
     return Blame(int(state.step), leaf.name, value, primitive, where, origin.made, origin.of)
 
 
+class _Taken(NamedTuple):
+    """A step, and the carry that it hands to the next."""
+
+    step: Step
+    carry: PyTree
+
+
 class _Leaf(NamedTuple):
     """A leaf of a Step that is not finite."""
 
@@ -147,17 +157,24 @@ class _Leaf(NamedTuple):
     origin: Origin
 
 
-def _nonfinite_leaves(take_step: Callable[..., Step], *args: PyTree) -> list[_Leaf]:
+def _nonfinite_leaves(take_step: Callable[..., _Taken], *args: PyTree) -> list[_Leaf]:
     """Take a step operation by operation, and return what is not finite in it."""
     traced = _jit.jit(take_step).trace(*args)
     arrays = [leaf for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array)]
     values = follow(traced.jaxpr, arrays)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(traced.out_info)]
     return [
-        _Leaf(path[0].name, jax.tree_util.keystr(path).removeprefix("."), value.array, value.origin)
+        _Leaf(*_names(path), value.array, value.origin)
         for path, value in zip(paths, values, strict=True)
         if value.origin is not None and value.is_nonfinite
     ]
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, str]:
+    """Return the field that a leaf of `_Taken` is of, and the name of the leaf."""
+    if path[0].name == "step":
+        return path[1].name, jax.tree_util.keystr(path[1:]).removeprefix(".")
+    return "next carry", f"next carry{jax.tree_util.keystr(path[1:])}"
 
 
 def _primitive_name(equation: core.JaxprEqn) -> str:

@@ -158,6 +158,14 @@ def test_a_bad_number_in_a_carry_is_blamed(line):
     run = jaxfit.fit(fading, guess, ADAM, 9, data=line, carry=2.0, stop=stop, progress=False)
     blame = jaxfit.blame(fading, run.state, ADAM, data=line)
     assert (blame.leaf, blame.value) == ("carry", "nan") and blame.primitive is None
+    # 2, 0.69, -0.37, nan: the step before made it.
+    before = jaxfit.train(fading, guess, ADAM, 2, data=line, carry=2.0).state
+    blame = jaxfit.blame(fading, before, ADAM, data=line)
+    assert (blame.leaf, blame.primitive, blame.made) == ("next carry", "log", "nan")
+    assert "test_carry.py" in blame.where and "(fading)" in blame.where
+    kept = jaxfit.init(guess, ADAM, {"best": jnp.inf})
+    unharmed = lambda a, carry, batch: (loss(a, batch), carry)
+    assert jaxfit.blame(unharmed, kept, ADAM, data=line).leaf is None
 
 
 @pytest.mark.parametrize(
