@@ -7,14 +7,17 @@ computes any function of a `Step` after the run, at chosen steps.
 
 from jaxfit.analysis.along import along
 from jaxfit.analysis.curvature import Curvature, curvature, preconditioner
+from jaxfit.analysis.noise import GradientNoise, gradient_noise
 from jaxfit.analysis.spectrum import Spectrum, Trace, spectrum, trace
 
 __all__ = [
     "Curvature",
+    "GradientNoise",
     "Spectrum",
     "Trace",
     "along",
     "curvature",
+    "gradient_noise",
     "preconditioner",
     "spectrum",
     "trace",
