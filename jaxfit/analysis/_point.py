@@ -94,7 +94,7 @@ def parts_of(name: str, params: Params | State | Step) -> tuple[Params, Any]:
         )
     carry = None
     if isinstance(params, State | Step):
-        params, carry = params.params, getattr(params, "carry", None)
+        params, carry = params.params, _tree.as_arrays(getattr(params, "carry", None))
     return _tree.as_arrays(_step.evaluation_point(params)), carry
 
 
