@@ -6,6 +6,7 @@ computes any function of a `Step` after the run, at chosen steps.
 """
 
 from jaxfit.analysis.along import along
+from jaxfit.analysis.compare import Comparison, compare
 from jaxfit.analysis.convergence import (
     Convergence,
     SuggestedRates,
@@ -20,6 +21,7 @@ from jaxfit.analysis.steps import Stability, StepQuality, edge, stability, step_
 
 __all__ = [
     "PCA",
+    "Comparison",
     "Convergence",
     "Curvature",
     "GradientNoise",
@@ -31,6 +33,7 @@ __all__ = [
     "SuggestedRates",
     "Trace",
     "along",
+    "compare",
     "convergence",
     "curvature",
     "edge",
