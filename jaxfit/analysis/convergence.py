@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from jaxfit import _check
+from jaxfit.analysis._range_test import minimum, slide, smoothed, steep, stop, valley
 
 __all__ = ["Convergence", "SuggestedRates", "convergence", "suggest_rates"]
 
@@ -172,54 +173,12 @@ def suggest_rates(rates: Any, losses: Any) -> SuggestedRates:
             f"rates have shape {list(rates.shape)} and losses {list(losses.shape)}, but must be an "
             f"increasing rate and a loss for each step: give those of one range test."
         )
-    smooth = _smoothed(losses)
-    used = slice(len(losses) // 10, max(0, _stop(smooth) + 1 - 5))
+    smooth = smoothed(losses)
+    used = slice(len(losses) // 10, max(0, stop(smooth) + 1 - 5))
     rates, smooth = rates[used], smooth[used]
     if len(rates) < 3 or not np.isfinite(smooth).all():
         raise ValueError(
             f"the losses leave {len(rates)} steps between the first tenth and where they explode, "
             f"but rules need 3 of finite losses: begin at a lower rate, or take more steps."
         )
-    return SuggestedRates(
-        *(float(rule(rates, smooth)) for rule in (_valley, _slide, _minimum, _steep))
-    )
-
-
-def _smoothed(losses: np.ndarray, decay: float = 0.98) -> np.ndarray:
-    """Return the exponentially weighted mean of the losses so far."""
-    mean, weight, found = 0.0, 0.0, []
-    for loss in losses:
-        mean, weight = decay * mean + (1 - decay) * loss, decay * weight + 1 - decay
-        found.append(mean / weight)
-    return np.array(found)
-
-
-def _stop(losses: np.ndarray) -> int:
-    """Return the first step whose loss is above 4 times the best so far, or else the last."""
-    exploded = ~(losses <= 4 * np.fmin.accumulate(losses))
-    return int(np.argmax(exploded)) if exploded.any() else len(losses) - 1
-
-
-def _valley(rates: np.ndarray, losses: np.ndarray) -> Any:
-    lengths = np.ones(len(losses), int)
-    for i in range(1, len(losses)):
-        lengths[i] += np.max(lengths[:i], where=losses[:i] > losses[i], initial=0)
-    end, length = int(np.argmax(lengths)), int(np.max(lengths))
-    # fastai's documentation says two thirds, but its code adds a third and half a third.
-    return rates[max(0, end - length + length // 3 + length // 6)]
-
-
-def _slide(rates: np.ndarray, losses: np.ndarray, width: int = 15, least: float = 0.005) -> Any:
-    slopes = np.gradient(losses)
-    width = min(width, len(losses) - 1)
-    differs = np.abs(slopes[width:] - slopes[:-width]) > least
-    bends = int(np.flatnonzero(~differs).max(initial=-1)) + 1
-    return rates[min(bends, len(differs) - 1)]
-
-
-def _minimum(rates: np.ndarray, losses: np.ndarray) -> Any:
-    return rates[np.argmin(losses)] / 10
-
-
-def _steep(rates: np.ndarray, losses: np.ndarray) -> Any:
-    return rates[np.argmin(np.diff(losses) / np.diff(np.log(rates)))]
+    return SuggestedRates(*(float(rule(rates, smooth)) for rule in (valley, slide, minimum, steep)))
