@@ -28,6 +28,18 @@ def test_below_its_chord_a_loss_has_no_barrier():
     assert float(analysis.line(lambda x: x**2, -1.0, 2.0, num=7).barrier) == 0
 
 
+def test_the_line_of_a_product_has_its_closed_form():
+    one, other = {"w": jnp.array([1.0, 2.0]), "b": 0.0}, {"w": jnp.array([1.0, 5.0]), "b": 4.0}
+    signed = lambda sign: lambda params: sign * params["w"][1] * params["b"]
+    found = analysis.line(signed(1), one, other)
+    np.testing.assert_allclose(found.loss, (2 + 3 * found.at) * 4 * found.at, rtol=1e-6)
+    # 8 t + 12 t² is below its straight line, 20 t, and above it with the sign changed.
+    assert float(found.barrier) == 0
+    np.testing.assert_allclose(analysis.line(signed(-1), one, other).barrier, 3, rtol=1e-6)
+    bad = analysis.line(lambda x: jnp.where(abs(x) < 0.5, jnp.nan, x), -1.0, 1.0)
+    assert np.isnan(bad.barrier)
+
+
 def test_ends_are_ends_and_other_leaves_are_those_of_the_first():
     loss = lambda p: p["f"](p["w"] * p["power"]).sum()
     a = {"w": jnp.array([0.1, 1 / 3]), "power": 3, "f": jnp.sin}
