@@ -91,18 +91,25 @@ def along(
     wanted, problem = _wanted(steps, run), Problem(loss, cast(Any, optimizer), data, has_aux)
 
     def examine(run: Run) -> PyTree:
-        return _along(fn, problem, run, wanted, batch_size)
+        return _along(fn, problem, run, wanted, batch_size, all_rows=steps is None)
 
     lead = np.shape(run.state.step)
     return _along_all(examine, run, lead) if lead else examine(run)
 
 
 def _along(
-    fn: Examine, problem: Problem, run: Run, wanted: np.ndarray | None, batch_size: int | None
+    fn: Examine,
+    problem: Problem,
+    run: Run,
+    wanted: np.ndarray | None,
+    batch_size: int | None,
+    all_rows: bool,
 ) -> PyTree:
     """Examine one run, from its rows or by replay."""
     missing = _missing(fn, problem, run)
-    index = _row_numbers(run, wanted) if missing is None else None
+    index = None
+    if missing is None:
+        index = np.arange(np.shape(run.steps)[0]) if all_rows else _row_numbers(run, wanted)
     if index is not None:
         return _from_rows(fn, problem, run, index, batch_size)
     can_replay = run.keyframes is not None or isinstance(run.trajectory, State)
@@ -147,17 +154,14 @@ def _wanted(steps: Any, run: Run) -> np.ndarray | None:
     return wanted
 
 
-def _row_numbers(run: Run, wanted: np.ndarray | None) -> Any:
+def _row_numbers(run: Run, wanted: Any) -> np.ndarray | None:
     """Return the numbers of the rows of some steps; None if they are unknown or not all there."""
-    if wanted is None:
-        return jnp.arange(np.shape(run.steps)[0])
     if not isinstance(run.steps, jax.core.Tracer):
         known = np.asarray(run.steps)
     elif run.keyframes is None and run._known_steps is not None:
         known = np.asarray(run._known_steps)
     else:
-        # Those of all rows were asked for, or it would not be known that they are.
-        return np.arange(len(wanted)) if np.shape(run.steps) == np.shape(wanted) else None
+        return None
     index = np.searchsorted(known, wanted)
     there = known[np.minimum(index, len(known) - 1)] == wanted
     return index if there.all() else None
@@ -167,6 +171,8 @@ def _step_at(problem: Problem, run: Run, number: jax.Array, held: dict[str, PyTr
     """Return the step of a row, with its batch where the data are known."""
     data = problem.data
     known: dict[str, Any] = {"step": number} | held
+    if not problem.has_aux:
+        known["aux"] = None
     arguments = 1 if carry_of(run) is None else 2
     if data is not None:
         known["batch"] = data(number) if callable(data) else data

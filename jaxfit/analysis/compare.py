@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy import stats
 
 from jaxfit import _check
 from jaxfit._drive.axes import Axis, read
@@ -55,7 +54,7 @@ class Comparison:
     @property
     def best(self) -> Any:
         """The label of the item with the lowest interquartile mean."""
-        return self.axes[0][1][int(np.argmin(self.iqm))]
+        return self._labels[int(np.argmin(self.iqm))]
 
     @property
     def tied(self) -> list[Any]:
@@ -149,10 +148,9 @@ class Comparison:
             "failed": (item, seed),
             "diverged": tuple(names),
         }
-        coordinates = {name: np.array(labels) for name, labels in self.axes}
-        coordinates |= {f"other_{item}": coordinates[item], "limit": np.array(["low", "high"])}
-        arrays = {name: (dim, getattr(self, name)) for name, dim in dims.items()}
-        return xarray.Dataset(arrays, coordinates)
+        coordinates = {name: list(labels) for name, labels in self.axes}
+        coordinates |= {f"other_{item}": coordinates[item], "limit": ["low", "high"]}
+        return xarray.Dataset({k: (dim, getattr(self, k)) for k, dim in dims.items()}, coordinates)
 
 
 def compare(
@@ -291,6 +289,8 @@ def _chosen(scores: np.ndarray) -> np.ndarray:
 
 def _iqm(scores: np.ndarray) -> np.ndarray:
     """Return the mean of the middle half of the last axis."""
+    from scipy import stats  # which takes longer to import than all else here
+
     return np.asarray(stats.trim_mean(scores, 0.25, axis=-1))
 
 

@@ -22,6 +22,7 @@ __all__ = ["Curvature", "curvature", "preconditioner"]
 
 _ENOUGH = 1e-3  # the error bound, relative to an eigenvalue, at which `curvature` is content
 _MOST = 640  # products with the Hessian, beyond which it gives up
+_LARGEST = 2**28  # numbers in the basis of a Krylov space, likewise
 
 
 @jax.tree_util.register_dataclass
@@ -69,9 +70,9 @@ def curvature(
       has_aux: whether the loss returns ``(scalar, aux)``.
       k: how many: the k largest, or for k < 0 the -k smallest.
       num_matvecs: the dimension of the Krylov space, from |k| to P, the number of trained
-        numbers; memory is for so many vectors [P]. By default it is doubled until each bound is
-        below 1e-3 of its eigenvalue, up to 640 products; where this cannot be read off, under
-        ``jax.jit`` and ``vmap``, it is 20 + 2|k|.
+        numbers; its basis takes as many vectors [P] of memory. By default it is doubled until each
+        bound is below 1e-3 of its eigenvalue, up to 640, or to a basis of 2²⁸ numbers; under
+        ``jax.jit`` and ``vmap``, where bounds cannot be read off, it is 20 + 2|k|.
       key: draws the start; ``jax.random.key(0)`` by default.
       precondition: a diagonal D > 0, a tree of real numbers like the trained parameters, for the
         eigenvalues of :math:`D^{-1/2} H D^{-1/2}`; see `preconditioner`.
@@ -118,8 +119,8 @@ def curvature(
 
     num = num_matvecs or min(20 + 2 * abs(k), point.size)
     top, bounds = attempt(num)
-    while num_matvecs is None and not (wide := _sufficient(top.values, bounds)):
-        if num == point.size or wide is None or num >= _MOST:
+    while num_matvecs is None and not (enough := _sufficient(top.values, bounds)):
+        if enough is None or num == point.size or num >= min(_MOST, _LARGEST // (2 * point.size)):
             break
         num = min(2 * num, point.size)
         top, bounds = attempt(num)
