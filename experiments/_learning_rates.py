@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +11,12 @@ import numpy as np
 import optax
 
 import jaxfit
+from jaxfit.analysis import SuggestedRates, suggest_rates
 from jaxfit.losses import cross_entropy, mse, objective
 from jaxfit.models import linear, mlp, mlp_init
 
 WIDTHS, BATCH_SIZE = (64, 64, 10), 64
+RULES = [field.name for field in dataclasses.fields(SuggestedRates)]
 OPTIMIZERS = {"SGD": optax.sgd, "Adam": optax.adam}
 TESTED = np.geomspace(1e-7, 10, 100)  # the rates of the steps of a range test
 LOST = np.log(10) / 2  # a run that ends above this has hardly learned: guessing costs log 10
@@ -52,53 +55,9 @@ def finals(train: Any, keys: jax.Array, rates: np.ndarray, steps: int) -> np.nda
     return np.nan_to_num(jaxfit.sweep(final, axes).values, nan=np.inf, posinf=np.inf)
 
 
-def smoothed(losses: np.ndarray) -> np.ndarray:
-    """Return the exponentially weighted mean of the losses so far."""
-    weights = 0.98 ** -np.arange(len(losses))
-    return np.cumsum(weights * losses) / np.cumsum(weights)
-
-
-def stop(losses: np.ndarray) -> int:
-    """Return the first step whose loss is above 4 times the best so far, or the last."""
-    exploded = ~(losses <= 4 * np.fmin.accumulate(losses))
-    return int(np.argmax(exploded)) if exploded.any() else len(losses) - 1
-
-
-def valley(rates: np.ndarray, losses: np.ndarray) -> float:
-    """Return the rate halfway down the longest decreasing subsequence, counted from its end."""
-    lengths = np.ones(len(losses), int)
-    for i in range(1, len(losses)):
-        lengths[i] += np.max(lengths[:i], where=losses[:i] > losses[i], initial=0)
-    end, length = int(np.argmax(lengths)), int(np.max(lengths))
-    # fastai's documentation says two thirds, but its code adds a third and half a third.
-    return rates[max(0, end - length + length // 3 + length // 6)]
-
-
-def slide(rates: np.ndarray, losses: np.ndarray) -> float:
-    """Return the rate where an interval, sliding down from the last step, starts to bend."""
-    slopes = np.gradient(losses)
-    differs = np.abs(slopes[15:] - slopes[:-15]) > 0.005
-    return rates[min(np.flatnonzero(~differs).max(initial=-1) + 1, len(differs) - 1)]
-
-
-def minimum(rates: np.ndarray, losses: np.ndarray) -> float:
-    """Return a tenth of the rate with the least loss."""
-    return rates[np.argmin(losses)] / 10
-
-
-def steep(rates: np.ndarray, losses: np.ndarray) -> float:
-    """Return the rate where the loss falls most steeply with the logarithm of the rate."""
-    return rates[np.argmin(np.diff(losses) / np.diff(np.log(rates)))]
-
-
-RULES = {"valley": valley, "slide": slide, "minimum": minimum, "steep": steep}
-
-
 def suggestions(losses: np.ndarray) -> dict[str, float]:
-    """Return fastai's suggestions, which ignore the first tenth and the last 5 steps of a test."""
-    losses = smoothed(losses)
-    rows = slice(len(losses) // 10, stop(losses) + 1 - 5)
-    return {name: rule(TESTED[rows], losses[rows]) for name, rule in RULES.items()}
+    """Return what a range test suggests, by the names of the rules."""
+    return dataclasses.asdict(suggest_rates(TESTED, losses))
 
 
 def nearest(rates: np.ndarray, rate: Any) -> Any:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +26,7 @@ import optax
 
 import jaxfit
 from experiments import _command
+from jaxfit import analysis
 from jaxfit.losses import accuracy, cross_entropy, objective
 from jaxfit.models import mlp, mlp_init
 from jaxfit.plot.static import BLACK, BLUE, GREEN, ORANGE
@@ -97,25 +97,15 @@ def distance(one: Any, other: Any) -> jax.Array:
     return optax.tree.norm(optax.tree.sub(one, other))
 
 
-def line(height: Callable[[Any], jax.Array], one: Any, other: Any) -> jax.Array:
-    """Return the height at evenly spaced points from one to the other: [places]."""
-    place = lambda part: jax.tree.map(lambda a, b: a + part * (b - a), one, other)
-    return jax.vmap(lambda part: height(place(part)))(jnp.linspace(0, 1, PLACES))
-
-
-def barrier(heights: jax.Array) -> jax.Array:
-    """Return how far heights rise above the straight line from the first to the last."""
-    return jnp.max(heights - jnp.linspace(heights[0], heights[-1], len(heights)))
-
-
 @jax.jit
 def compare(start: Any, end: Any, forked: Any, images: tuple[Any, Any]) -> tuple[jax.Array, ...]:
     """Compare the ends of a run and of its fork: return a `Fork` without its curve."""
     train, (x, y) = images
-    heights = line(lambda params: loss(params, train), end, forked)
+    between = analysis.line(loss, end, forked, data=train, num=PLACES)
     gained = accuracy(mlp(forked, x), y) - accuracy(mlp(end, x), y)
     relative = distance(end, forked) / distance(start, end)
-    found = heights[-1] - heights[0], gained, relative, barrier(heights), heights
+    rise = between.loss[-1] - between.loss[0]
+    found = rise, gained, relative, between.barrier, between.loss
     # A NaN comes from an infinite value, and a median can only count it as one.
     return jax.tree.map(lambda leaf: jnp.where(jnp.isnan(leaf), jnp.inf, leaf), found)
 

@@ -40,10 +40,9 @@ from experiments._learning_rates import (
     lesson,
     nearest,
     range_tests,
-    smoothed,
-    stop,
     suggestions,
 )
+from jaxfit.analysis._range_test import smoothed, stop
 from jaxfit.plot.static import BLACK, BLUE, GREEN, ORANGE
 
 STYLES = {  # a marker and a colour for each of the rules

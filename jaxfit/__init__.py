@@ -1,5 +1,8 @@
 """jaxfit: gradient-based optimisation in JAX, where a training run is a value."""
 
+import importlib
+from typing import Any
+
 from jaxfit import data, losses, models, record, stop
 from jaxfit._version import __version__
 from jaxfit.blame import Blame, blame
@@ -36,3 +39,10 @@ __all__ = [
     "sweep",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load ``jaxfit.analysis`` when it is first used."""
+    if name == "analysis":
+        return importlib.import_module("jaxfit.analysis")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,8 @@ import pytest
 
 import jaxfit
 from experiments import _command, forks
-from experiments.forks import barrier, distance, go_on, line, same_bits, state_at
+from experiments.forks import distance, go_on, same_bits, state_at
+from jaxfit import analysis
 from jaxfit.models import mlp_init
 from tests.common import assert_pictures, assert_refuses, assert_same_bits
 
@@ -52,14 +53,15 @@ def test_the_control_is_the_run_bit_for_bit_and_another_order_is_not(images):
 
 def test_the_loss_of_a_convex_problem_has_no_barrier_and_that_of_a_perceptron_does(images):
     (x, y), _ = images
-    height = jax.jit(lambda a, b, batch: line(lambda params: forks.loss(params, batch), a, b))
+    line = jax.jit(lambda a, b, batch: analysis.line(forks.loss, a, b, data=batch))
     drawn = [mlp_init(jax.random.key(i), (64, 10)) for i in (1, 2)]
-    heights = np.asarray(height(*drawn, (x, y)))
+    found = line(*drawn, (x, y))
+    heights = np.asarray(found.loss)
     np.testing.assert_allclose(heights[[0, -1]], [forks.loss(one, (x, y)) for one in drawn], 1e-5)
     rounding = 1e-6 * heights.max()
-    assert 0 <= barrier(heights) <= rounding
+    assert 0 <= found.barrier <= rounding
     assert np.min(heights - np.linspace(heights[0], heights[-1], len(heights))) < -1e-2
-    assert 0 <= barrier(height(drawn[0], drawn[0], (x, y))) <= rounding
+    assert 0 <= line(drawn[0], drawn[0], (x, y)).barrier <= rounding
 
     # Two units know 0 from 1, and with all signs turned they do too; halfway they are silent.
     x, y = x[y < 2], y[y < 2]
@@ -67,22 +69,15 @@ def test_the_loss_of_a_convex_problem_has_no_barrier_and_that_of_a_perceptron_do
     first = {"w": jnp.stack([weight, -weight], 1), "b": jnp.zeros(2)}
     last = {"w": jnp.array([[-5.0, 5.0], [5.0, -5.0]]), "b": jnp.zeros(2)}
     turned = jax.tree.map(jnp.negative, first), jax.tree.map(jnp.negative, last)
-    heights = height([first, last], list(turned), (x, y))
-    np.testing.assert_allclose(heights[12], np.log(2), rtol=1e-6)
-    np.testing.assert_allclose(barrier(heights), np.log(2) - heights[0], rtol=1e-5)
-    assert barrier(heights) > 0.5
+    found = line([first, last], list(turned), (x, y))
+    np.testing.assert_allclose(found.loss[12], np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(found.barrier, np.log(2) - found.loss[0], rtol=1e-5)
+    assert found.barrier > 0.5
 
 
-def test_distance_line_and_barrier_have_their_closed_forms():
+def test_distance_has_its_closed_form():
     one, other = {"w": jnp.array([1.0, 2.0]), "b": 0.0}, {"w": jnp.array([1.0, 5.0]), "b": 4.0}
     assert distance(one, other) == 5.0 and distance(one, one) == 0.0
-    places = np.linspace(0, 1, forks.PLACES)
-    heights = line(lambda params: params["w"][1] * params["b"], one, other)
-    np.testing.assert_allclose(heights, (2 + 3 * places) * 4 * places, rtol=1e-6)
-    # 8 w + 12 w² is below its straight line, 20 w, and above it with the sign changed.
-    assert barrier(heights) == 0.0
-    np.testing.assert_allclose(barrier(-heights), 12 / 4, rtol=1e-6)
-    assert np.isnan(barrier(jnp.array([1.0, jnp.nan, 1.0])))
 
 
 def test_a_comparison_is_with_the_run_and_what_diverged_is_infinitely_far(images):
@@ -94,7 +89,8 @@ def test_a_comparison_is_with_the_run_and_what_diverged_is_infinitely_far(images
     rights = [np.mean(np.argmax(x @ one["w"], 1) == y) for (one,) in (end, forked)]
     np.testing.assert_allclose(right, rights[1] - rights[0], atol=1e-6)
     np.testing.assert_allclose(way, distance(end, forked) / distance(start, end), rtol=1e-6)
-    np.testing.assert_allclose(height, barrier(heights), atol=1e-6)
+    straight = np.linspace(heights[0], heights[-1], len(heights))
+    np.testing.assert_allclose(height, np.max(heights - straight), atol=1e-5)
     lost = jax.tree.map(lambda leaf: leaf + jnp.nan, forked)
     loss, _, way, height, _ = forks.compare(start, end, lost, images)
     assert np.isposinf([loss, way, height]).all()

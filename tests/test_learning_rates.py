@@ -11,14 +11,13 @@ import pytest
 
 import jaxfit
 from experiments import _learning_rates, learning_rates
-from experiments._learning_rates import bracket, minimum, slide, smoothed, steep, stop, valley
+from experiments._learning_rates import bracket
 from jaxfit.models import mlp_init
 from tests.common import assert_pictures, assert_refuses
 
 pytestmark = pytest.mark.usefixtures("less_optimized")
 
 key = jax.random.key(0)
-rates = np.geomspace(1e-7, 10, 40)
 
 
 @pytest.fixture
@@ -44,43 +43,6 @@ def by_hand(train, key, schedule):
         error = (p - np.eye(3)[y]) / 4
         w, b = w - rate * x.T @ error, b - rate * error.sum(axis=0)
     return losses, [{"w": w, "b": b}]
-
-
-def test_the_four_rules_find_what_is_known_of_made_up_curves():
-    # Twelve steps down, with a spike between them, end at place 15: 15 - 12 + 12 / 3 + 12 / 6.
-    down = [0.1, 0.2, 0.3, *range(12, 6, -1), 20, *range(6, 0, -1), 2, 3, 4]
-    assert valley(rates, np.array(down)) == rates[9]
-    assert valley(rates, np.arange(40.0)) == rates[0]
-
-    kinked = lambda place: -np.maximum(np.arange(40.0) - place, 0)
-    assert slide(rates, kinked(30)) == rates[15]  # the first whose interval reaches the kink
-    assert slide(rates, kinked(20)) == rates[24]  # the last interval has one slope
-    assert slide(rates, np.arange(40.0) ** 2) == rates[0]  # no interval has
-
-    assert minimum(rates, (np.arange(40) - 12.0) ** 2) == rates[12] / 10
-    crowded = np.array([1, 10, 100, 200, 2000])
-    assert steep(crowded, np.array([9.0, 8.0, 6.0, 5.0, 2.8])) == 100
-    assert steep(rates, np.tanh(7.4 - np.arange(40))) == rates[7]
-
-
-def test_losses_are_smoothed_as_by_a_debiased_average_and_stop_at_4_times_the_best():
-    losses, mean = np.random.default_rng(0).random(100), 0.0
-    for step, loss in enumerate(losses):
-        mean = 0.98 * mean + 0.02 * loss
-        np.testing.assert_allclose(smoothed(losses)[step], mean / (1 - 0.98 ** (step + 1)))
-    assert stop(np.array([3.0, 1.0, 4.0, 4.01, 0.5, 9.0])) == 3
-    assert stop(np.array([9.0, 1.0, 3.9, 0.9, 3.7, 9.0])) == 4
-    assert stop(np.array([3.0, 1.0, np.nan, 2.0])) == stop(np.array([3.0, 1.0, np.inf, 2.0])) == 2
-    assert stop(np.array([3.0, 1.0, 2.0])) == 2
-
-    # What comes after the stop changes nothing, and neither do the five rows up to it.
-    curve = 2 + np.tanh((60 - np.arange(100)) / 5)
-    curve[80:] = 1e3
-    rows = slice(10, stop(smoothed(curve)) - 4)
-    found = _learning_rates.suggestions(curve)
-    assert found["minimum"] == _learning_rates.TESTED[rows][-1] / 10
-    curve[90:] = np.nan
-    assert _learning_rates.suggestions(curve) == found
 
 
 def test_a_range_test_is_a_loop_by_hand_whose_rate_grows_geometrically(softmax):

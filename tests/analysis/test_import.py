@@ -1,0 +1,30 @@
+"""The analysis is loaded when it is first used, and its optional packages later still."""
+
+import subprocess
+import sys
+
+import pytest
+
+from jaxfit import analysis
+
+
+def test_it_is_loaded_when_it_is_used():
+    program = (
+        "import sys, jaxfit; assert 'jaxfit.analysis' not in sys.modules;"
+        "jaxfit.analysis.curvature; assert 'jaxfit.analysis' in sys.modules;"
+        "assert not {'matfree', 'xarray', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_without_matfree_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matfree", None)
+    with pytest.raises(ImportError, match=r'pip install "jaxfit-train\[analysis\]"'):
+        analysis.curvature(lambda a: a**2, 1.0)
+
+
+def test_all_public_names_are_there():
+    assert all(hasattr(analysis, name) for name in analysis.__all__)
+    assert analysis.__all__ == sorted(analysis.__all__, key=lambda name: (name.lower(), name)) or (
+        analysis.__all__ == sorted(analysis.__all__)
+    )
