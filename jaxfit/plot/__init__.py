@@ -4,7 +4,8 @@ Every function that draws takes ``ax``, the axes to draw on, and makes a new fig
 Colours are from the palette of Okabe and Ito, which can be told apart with any colour vision.
 """
 
-from jaxfit.plot.animation import animate_fit, save
+from jaxfit.plot.animation import animate_fit
+from jaxfit.plot.player import save, show
 from jaxfit.plot.static import fit, loss, path
 
-__all__ = ["animate_fit", "fit", "loss", "path", "save"]
+__all__ = ["animate_fit", "fit", "loss", "path", "save", "show"]

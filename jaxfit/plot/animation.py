@@ -1,37 +1,21 @@
-"""Animate a fit over its run, and save animations."""
+"""Animations of runs, which play in notebooks and are saved by `save`."""
 
 from __future__ import annotations
 
-import pathlib
-import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import matplotlib as mpl
 import numpy as np
-from matplotlib.animation import Animation, FuncAnimation
+from matplotlib.animation import FuncAnimation
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from jaxfit._types import Params
 from jaxfit.plot import static
+from jaxfit.plot.player import Playable
 from jaxfit.run import Run
-
-# The icons on matplotlib's buttons come from a font that the page would fetch; these signs are in
-# every font.
-_BUTTONS = {
-    "minus": "−",
-    "fast-backward": "|◀",
-    "step-backward": "‹",
-    "play fa-flip-horizontal": "◀",
-    "pause": "||",
-    "play": "▶",
-    "step-forward": "›",
-    "fast-forward": "▶|",
-    "plus": "+",
-}
 
 
 def animate_fit(
@@ -92,61 +76,5 @@ def animate_fit(
 
     figure = ax.get_figure(root=True)
     assert figure is not None  # axes that were drawn on have one
-    return FuncAnimation(figure, draw, frames=len(steps), interval=interval)
-
-
-def save(animation: Animation, path: str | pathlib.Path, *, dpi: float = 100) -> pathlib.Path:
-    """Save an animation in the format that its path ends in.
-
-    Args:
-      animation: an animation from `animate_fit` or from matplotlib.
-      path: the file to write. ``.html`` is a page that holds the frames and buttons to play them;
-        ``.gif`` needs nothing else; ``.mp4`` needs the extra ``video``.
-      dpi: dots per inch.
-
-    Returns:
-      The path.
-
-    Raises:
-      ValueError: if the path ends in anything else.
-      ImportError: if it ends in ``.mp4`` and imageio-ffmpeg is not installed.
-
-    >>> import tempfile, matplotlib.pyplot as plt, jaxfit.plot
-    >>> from matplotlib.animation import FuncAnimation
-    >>> figure, ax = plt.subplots()
-    >>> animation = FuncAnimation(figure, lambda frame: ax.plot([0, frame]), frames=2)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     jaxfit.plot.save(animation, f"{folder}/lines.gif").name
-    'lines.gif'
-    """
-    path = pathlib.Path(path)
-    if path.suffix == ".html":
-        with mpl.rc_context({"savefig.dpi": dpi, "figure.dpi": dpi, "animation.embed_limit": 1e4}):
-            page = animation.to_jshtml()
-        path.write_text(_standalone(page), encoding="utf-8")
-    elif path.suffix == ".gif":
-        animation.save(path, writer="pillow", dpi=dpi)
-    elif path.suffix == ".mp4":
-        try:
-            import imageio_ffmpeg
-        except ImportError as error:
-            raise ImportError(
-                "saving .mp4 needs imageio-ffmpeg, which is not installed: "
-                'run pip install "jaxfit-train[video]", or save .gif or .html.'
-            ) from error
-        with mpl.rc_context({"animation.ffmpeg_path": imageio_ffmpeg.get_ffmpeg_exe()}):
-            animation.save(path, writer="ffmpeg", dpi=dpi)
-    else:
-        raise ValueError(
-            f"the path {str(path)!r} ends in {path.suffix!r}, but an animation is saved as "
-            f".html, .gif or .mp4: give it one of these endings."
-        )
-    return path
-
-
-def _standalone(page: str) -> str:
-    """Return matplotlib's player as a whole page, without the icon font that it would fetch."""
-    body = re.sub(r"<link[^>]*https?://[^>]*>", "", page)
-    for icon, sign in _BUTTONS.items():
-        body = re.sub(rf'<i class="fa fa-{icon}"></i>', sign, body)
-    return f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><body>{body}</body></html>\n'
+    labels = [f"step {step}" for step in steps]
+    return Playable(figure, draw, frames=len(steps), interval=interval, labels=labels)
