@@ -14,6 +14,7 @@ from matplotlib.text import Text
 
 from jaxfit._types import Params
 from jaxfit.plot import static
+from jaxfit.plot._common import ORANGE, check_one_run, recorded
 from jaxfit.plot.player import Playable
 from jaxfit.run import Run
 
@@ -51,15 +52,15 @@ def animate_fit(
     ...     jaxfit.plot.save(animation, f"{folder}/fit.html").name
     'fit.html'
     """
-    static.check_one_run(run, "plot.animate_fit")
-    trajectory = static.recorded(run, "params", "plot.animate_fit")
-    losses = np.asarray(static.recorded(run, "loss", "plot.animate_fit"))
+    check_one_run(run, "plot.animate_fit")
+    trajectory = recorded(run, "params", "plot.animate_fit")
+    losses = np.asarray(recorded(run, "loss", "plot.animate_fit"))
     steps = np.asarray(run.steps)
     positions, inputs = static.line_inputs(data[0])
     lines = np.asarray(jax.jit(jax.vmap(lambda params: model(params, inputs)))(trajectory))
 
     ax = static.fit(model, None, data, ax=ax)
-    (line,) = ax.plot(positions, lines[0], color=static.ORANGE, linewidth=2, label="fit")
+    (line,) = ax.plot(positions, lines[0], color=ORANGE, linewidth=2, label="fit")
     # All lines are in view, except what lies far off in a run that diverges.
     low, high = np.min(data[1]), np.max(data[1])
     margin = 2 * (high - low) or 1.0
