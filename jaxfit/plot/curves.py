@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -111,12 +112,19 @@ def _curves(
     steps = steps.reshape(-1, losses.shape[-1])[0]
     name = over if isinstance(over, str) else None
     values = moved(finite(losses), runs, [name], "plot.loss")
-    left = [one for one in runs.axes if one != name]
+    return steps, values.reshape(-1, *values.shape[-2:]), sweep_labels(runs, name)
+
+
+def sweep_labels(sweep: Sweep, without: str | None = None) -> list[str | None]:
+    """Return a label for each run of a sweep, of its axes but one, in the order of the runs."""
+    shape = np.shape(jax.tree.leaves(sweep.values)[0])
     choices = [
-        labels_of(runs.axes[one], size) for one, size in zip(left, values.shape, strict=False)
+        labels_of(axis, size)
+        for (name, axis), size in zip(sweep.axes.items(), shape, strict=False)
+        if name != without
     ]
     texts = [", ".join(map(str, map(text_of, one))) for one in itertools.product(*choices)]
-    return steps, values.reshape(-1, *values.shape[-2:]), [text or None for text in texts]
+    return [text or None for text in texts]
 
 
 def _colors(ax: Axes, number: int, style: dict[str, Any]) -> list[Any]:
@@ -189,8 +197,20 @@ def _draw_rate(ax: Axes, steps: np.ndarray, rate: Any) -> None:
             f"rate has the shape {list(values.shape)}, but there are {len(steps)} rows: "
             f"give one rate for each, or a function of the step."
         )
-    below = make_axes_locatable(ax).append_axes("bottom", size="25%", pad=0.1, sharex=ax)
+    below = _axes_below(ax)
     curve(below, steps, values, color=BLACK, linewidth=1)
     below.set(xlabel="step", ylabel="rate", ylim=(0, None))
     ax.tick_params(labelbottom=False)
     ax.set_xlabel("")
+
+
+def _axes_below(ax: Axes) -> Axes:
+    """Return axes that take the lower quarter of the place of others, over the same steps."""
+    figure, place = ax.figure, ax.get_subplotspec()
+    if place is None:  # axes that were put somewhere by hand
+        divider: Any = make_axes_locatable(ax)
+        below: Axes = divider.append_axes("bottom", size="33%", pad=0.1, sharex=ax)
+        return below
+    parts = place.subgridspec(2, 1, height_ratios=[3, 1], hspace=0.08)
+    ax.set_subplotspec(parts[0])
+    return figure.add_subplot(parts[1], sharex=ax)

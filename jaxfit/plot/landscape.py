@@ -56,7 +56,8 @@ def plane(
         points, off = finite(pca.coordinates)[:, :2], finite(pca.off_plane)
         rows = np.unique(np.concatenate([thinned(column) for column in points.T]))
         ax.plot(*points[rows].T, color="0.6", linewidth=0.8, zorder=1.8)
-        marks = ax.scatter(*points[rows].T, c=off[rows], cmap="cividis", s=9, zorder=2)
+        x, y = points[rows].T
+        marks = ax.scatter(x, y, c=off[rows], cmap="cividis", s=9, zorder=2)
         figure.colorbar(marks, ax=ax, label="distance from the plane")
         ax.plot(*points[0], "o", color=BLACK, label="start")
         ax.plot(*points[-1], "*", color=BLACK, markersize=11, label="end")
@@ -139,7 +140,7 @@ def intervals(
     away = np.stack([middle - low, high - middle])[:, order].clip(min=0)
     ax.errorbar(middle[order], places, xerr=away, fmt="o", color=BLUE, ecolor=BLUE, capsize=3)
     for place in np.flatnonzero(np.isnan(middle[order])):
-        ax.text(0.5, place, "diverged", ha="center", va="center", color=ORANGE,
+        ax.text(0.5, float(place), "diverged", ha="center", va="center", color=ORANGE,
                 transform=ax.get_yaxis_transform())  # fmt: skip
     ax.set_yticks(places, [str(names[k]) for k in order])
     ax.set(xlabel=label, ylim=(len(order) - 0.5, -0.5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import itertools
 import pathlib
@@ -37,6 +38,9 @@ class Playable(FuncAnimation):
     def __init__(self, *args: Any, labels: list[str], **options: Any) -> None:
         super().__init__(*args, **options)
         self.labels = labels
+
+    def __del__(self) -> None:
+        """Say nothing where it was never drawn: matplotlib warns."""
 
     def _repr_html_(self) -> str:
         return _cell(self)
@@ -118,9 +122,8 @@ def show(animation: Animation) -> None:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if hasattr(shell, "kernel"):
-        from IPython.display import HTML, display
-
-        display(HTML(_cell(animation)))
+        notebook: Any = importlib.import_module("IPython.display")
+        notebook.display(notebook.HTML(_cell(animation)))
         return
     path = pathlib.Path(tempfile.mkdtemp(prefix="jaxfit-")) / "animation.html"
     webbrowser.open(save(animation, path).as_uri())

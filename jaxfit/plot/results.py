@@ -147,7 +147,8 @@ def spectrum(
     ax = axes_of(ax)
     curve(ax, x, density, **({"color": BLUE} | style))
     ax.set(xlabel="eigenvalue of the Hessian", ylabel="density", yscale="log")
-    ax.set_ylim(bottom=max(np.nanmax(density), 1e-300) * 1e-6)
+    top = max(ax.get_ylim()[1] if len(ax.lines) > 1 else 0.0, 3 * float(np.nanmax(density)))
+    ax.set_ylim(1e-6 * top, top)
     if "label" in style:
         ax.legend()
     return ax

@@ -91,13 +91,41 @@ def path(
     >>> jaxfit.plot.path(run, bowl).get_xlabel()
     '$a_0$'
     """
-    check_one_run(run, "plot.path")
-    trained = jax.tree.leaves(_tree.partition(recorded(run, "params", "plot.path"))[0])
+    points, height = path_of(run, loss, data, "plot.path")
+    ax = axes_of(ax)
+    draw_contours(ax, height, points)
+    ax.plot(*points.T, ".-", color=ORANGE, markersize=3, linewidth=1, label=label)
+    ax.plot(*points[0], "o", color=BLACK, label="start")
+    ax.plot(*points[-1], "*", color=BLACK, markersize=10, label="end")
+    ax.set(xlabel=names[0], ylabel=names[1])
+    ax.legend()
+    return ax
+
+
+def path_of(
+    run: Run, loss: Loss, data: Batch, caller: str
+) -> tuple[np.ndarray, Callable[[jax.Array], Any]]:
+    """Return where two parameters went, and the loss as a function of a point.
+
+    Args:
+      run: one run.
+      loss: its loss.
+      data: the data of the loss.
+      caller: the function that a refusal names.
+
+    Returns:
+      The points that are finite, the end included, ``[points, 2]``; and the loss of one of them.
+
+    Raises:
+      ValueError: as `path`.
+    """
+    check_one_run(run, caller)
+    trained = jax.tree.leaves(_tree.partition(recorded(run, "params", caller))[0])
     last, rest = _tree.partition(run.state.params)
     points = np.concatenate([np.reshape(leaf, (len(run.steps), -1)) for leaf in trained], axis=1)
     if points.shape[1] != 2 or np.iscomplexobj(points):
         raise ValueError(
-            f"plot.path draws two real parameters, but the run has {points.shape[1]} of dtype "
+            f"{caller} draws two real parameters, but the run has {points.shape[1]} of dtype "
             f"{points.dtype}: draw a loss curve with plot.loss, or train two of them."
         )
     end, unravel = jax.flatten_util.ravel_pytree(last)
@@ -105,17 +133,20 @@ def path(
     points = points[np.isfinite(points).all(axis=1)]  # of a run that diverged
 
     def height(point: jax.Array) -> Any:
-        params = _tree.combine(unravel(point), rest)
+        params = _tree.combine(unravel(point.astype(end.dtype)), rest)
         return loss(params) if data is None else loss(params, data)
 
+    return points, height
+
+
+def draw_contours(ax: Axes, height: Callable[[jax.Array], Any], points: np.ndarray) -> None:
+    """Draw contours of a function of two numbers around some points ``[points, 2]``."""
     low, high = points.min(axis=0), points.max(axis=0)
     margin = 0.25 * np.maximum(high - low, 1e-6 + 0.1 * np.abs(high))
     a, b = (np.linspace(low[i] - margin[i], high[i] + margin[i], 60) for i in (0, 1))
-    grid = jnp.stack(jnp.meshgrid(jnp.asarray(a), jnp.asarray(b)), axis=-1).astype(end.dtype)
+    grid = jnp.stack(jnp.meshgrid(jnp.asarray(a), jnp.asarray(b)), axis=-1)
     heights = np.asarray(jax.jit(jax.vmap(jax.vmap(height)))(grid), np.float64)
     finite = heights[np.isfinite(heights)]
-
-    ax = axes_of(ax)
     if finite.size and finite.max() > (lowest := finite.min()):
         # Quadratic spacing of the levels keeps lines from crowding where the loss is steep.
         levels = lowest + (finite.max() - lowest) * np.linspace(0.02, 1.0, 14) ** 2
@@ -123,12 +154,7 @@ def path(
             a, b, np.ma.masked_invalid(heights), levels=levels, cmap="viridis", linewidths=0.8
         )
         ax.clabel(drawn, levels[::3], fontsize=7, fmt="%.3g")
-    ax.plot(*points.T, ".-", color=ORANGE, markersize=3, linewidth=1, label=label)
-    ax.plot(*points[0], "o", color=BLACK, label="start")
-    ax.plot(*points[-1], "*", color=BLACK, markersize=10, label="end")
-    ax.set(xlabel=names[0], ylabel=names[1])
-    ax.legend()
-    return ax
+    ax.set(xlim=(a[0], a[-1]), ylim=(b[0], b[-1]))
 
 
 def line_inputs(x: Any) -> tuple[np.ndarray, jax.Array]:

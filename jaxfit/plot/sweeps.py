@@ -165,18 +165,18 @@ def heatmap(
         ax.plot(across, down, "x", color="black", markersize=5, linestyle="", label="diverged")
     if np.isfinite(shown).any():
         best = np.unravel_index(np.nanargmin(shown), shown.shape)
-        style: Any = {"markeredgecolor": "black", "markersize": 14, "linestyle": ""}
+        style: Any = {"markeredgecolor": "black", "markersize": 13, "linestyle": ""}
         ax.plot(best[1], best[0], "*", color="white", label="best", **style)
     _ticks(ax, "x", labels_of(sweep.axes[x], shown.shape[1]))
     _ticks(ax, "y", labels_of(sweep.axes[y], shown.shape[0]))
     ax.set(xlabel=x, ylabel=y)
-    ax.legend(loc="upper right", framealpha=0.9)
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.2)
     return ax
 
 
 def _ticks(ax: Axes, which: str, labels: Any) -> None:
-    """Label at most ten of the cells of an axis."""
-    step = -(-len(labels) // 10)
+    """Label as many of the cells of an axis as there is room for."""
+    step = -(-len(labels) // (5 if which == "x" else 12))
     places = list(range(0, len(labels), step))
     texts = [str(text_of(labels[place])) for place in places]
     if which == "x":
