@@ -9,9 +9,10 @@ from jaxfit.plot.animation import animate_fit, animate_path
 from jaxfit.plot.curves import loss
 from jaxfit.plot.dashboard import dashboard
 from jaxfit.plot.landscape import intervals, plane, profiles
+from jaxfit.plot.moving import animate_boundary, animate_spectrum, animate_tiles
 from jaxfit.plot.networks import bands, boundary, confusion
 from jaxfit.plot.player import save, show
-from jaxfit.plot.races import animate_boundary, animate_race, animate_spectrum, animate_tiles
+from jaxfit.plot.races import animate_race
 from jaxfit.plot.results import eigenvalues, line, noise, range_test, spectrum
 from jaxfit.plot.static import fit, path
 from jaxfit.plot.sweeps import heatmap, rates

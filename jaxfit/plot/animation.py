@@ -141,7 +141,7 @@ def animate_path(
     (way,) = left.plot([], [], ".-", color=ORANGE, markersize=3, linewidth=1, label="path")
     (head,) = left.plot([], [], "o", color=BLACK, label="now")
     left.set(xlabel=names[0], ylabel=names[1])
-    left.legend(loc="best")
+    left.legend(loc="upper right")
     title = left.set_title(" ")
     curve(right, steps, losses, color=BLUE, linewidth=1, alpha=0.3)
     (grown,) = right.plot([], [], color=BLUE, linewidth=1)

@@ -121,22 +121,29 @@ def path_of(
     """
     check_one_run(run, caller)
     trained = jax.tree.leaves(_tree.partition(recorded(run, "params", caller))[0])
-    last, rest = _tree.partition(run.state.params)
+    last, _ = _tree.partition(run.state.params)
     points = np.concatenate([np.reshape(leaf, (len(run.steps), -1)) for leaf in trained], axis=1)
     if points.shape[1] != 2 or np.iscomplexobj(points):
         raise ValueError(
             f"{caller} draws two real parameters, but the run has {points.shape[1]} of dtype "
             f"{points.dtype}: draw a loss curve with plot.loss, or train two of them."
         )
-    end, unravel = jax.flatten_util.ravel_pytree(last)
+    end, _ = jax.flatten_util.ravel_pytree(last)
     points = np.concatenate([points, np.asarray(end)[None]]).astype(np.float64)
     points = points[np.isfinite(points).all(axis=1)]  # of a run that diverged
+    return points, height_of(run.state.params, loss, data)
+
+
+def height_of(params: Params, loss: Loss, data: Batch) -> Callable[[jax.Array], Any]:
+    """Return the loss as a function of the trained numbers of some parameters, in one array."""
+    trained, rest = _tree.partition(params)
+    like, unravel = jax.flatten_util.ravel_pytree(trained)
 
     def height(point: jax.Array) -> Any:
-        params = _tree.combine(unravel(point.astype(end.dtype)), rest)
+        params = _tree.combine(unravel(point.astype(like.dtype)), rest)
         return loss(params) if data is None else loss(params, data)
 
-    return points, height
+    return height
 
 
 def draw_contours(ax: Axes, height: Callable[[jax.Array], Any], points: np.ndarray) -> None:
