@@ -72,8 +72,8 @@ def animate_fit(
     """
     check_one_run(run, "plot.animate_fit")
     rows = frame_rows(run.steps, most)
-    losses = np.asarray(kept(run, "loss", "plot.animate_fit")[rows])
     trajectory = picked(kept(run, "params", "plot.animate_fit"), rows)
+    losses = np.asarray(kept(run, "loss", "plot.animate_fit")[rows])
     steps = np.asarray(run.steps)[rows]
     positions, inputs = static.line_inputs(data[0])
     lines = np.asarray(jax.jit(jax.vmap(lambda params: model(params, inputs)))(trajectory))
