@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from jaxfit.plot._common import BLACK, BLUE, COLORS, ORANGE, axes_of, finite, thinned
+from jaxfit.plot._common import BLACK, BLUE, COLORS, axes_of, finite, thinned
 
 
 def plane(
@@ -70,12 +69,13 @@ def plane(
     return ax
 
 
-def profiles(factors: Any, shares: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
-    """Draw performance profiles: the part of all problems that each contender solves in time.
+def profiles(comparison: Any, ratios: Any = None, *, ax: Axes | None = None) -> Axes:
+    """Draw performance profiles: how often each contender is within a ratio of the best.
 
     Args:
-      factors: τ, ``[points]``: how many times as long as the fastest contender a problem may take.
-      shares: for each contender, ``[points]``: the part of the problems that it solves by then.
+      comparison: a result of ``jaxfit.analysis.compare``: ``profile(ratios)``, of shape
+        ``[items, ratios]``, and ``axes``, whose first are the names of the items.
+      ratios: 1 and above, ``[ratios]``; up to 32 by default.
       ax: the axes to draw on; those of a new figure if None.
 
     Returns:
@@ -84,68 +84,60 @@ def profiles(factors: Any, shares: Mapping[str, Any], *, ax: Axes | None = None)
     Dolan and Moré 2002, `Benchmarking optimization software with performance profiles
     <https://doi.org/10.1007/s101070100263>`_.
 
-    >>> import jaxfit.plot
-    >>> ax = jaxfit.plot.profiles([1, 2, 4], {"sgd": [0.3, 0.6, 1.0], "adam": [0.7, 0.7, 0.7]})
-    >>> len(ax.lines)
-    2
+    >>> import types, jaxfit.plot
+    >>> found = types.SimpleNamespace(
+    ...     profile=lambda ratios: [0 * ratios, 0 * ratios + 1],
+    ...     axes=(("optimizer", ("sgd", "adam")), ("seed", (0, 1))))
+    >>> [line.get_label() for line in jaxfit.plot.profiles(found).lines]
+    ['sgd', 'adam']
     """
     ax = axes_of(ax)
-    factors = np.asarray(factors, np.float64)
+    places = np.geomspace(1, 32, 400) if ratios is None else np.asarray(ratios, np.float64)
     styles = ("-", "--", ":", "-.")
-    for k, (name, values) in enumerate(shares.items()):
-        style = styles[k // len(COLORS) % len(styles)]
-        ax.step(
-            factors, finite(values), style, where="post", color=COLORS[k % len(COLORS)], label=name
-        )
-    ax.set(xlabel="times as long as the fastest, τ", ylabel="part of the problems solved")
-    ax.set(ylim=(0, 1.02), xlim=(factors.min(), factors.max()))
-    if factors.min() > 0 and factors.max() > 8 * factors.min():
+    for k, values in enumerate(finite(comparison.profile(places))):
+        name, style = comparison.axes[0][1][k], styles[k // len(COLORS) % len(styles)]
+        ax.step(places, values, style, where="post", color=COLORS[k % len(COLORS)], label=str(name))
+    ax.set(xlabel="times the lowest loss of a seed", ylabel="part of the seeds")
+    ax.set(ylim=(0, 1.02), xlim=(places.min(), places.max()))
+    if places.max() > 8 * places.min():
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")
     ax.legend()
     return ax
 
 
-def intervals(
-    names: Any,
-    centers: Any,
-    lows: Any,
-    highs: Any,
-    *,
-    label: str = "final loss",
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw an estimate and its confidence interval for each contender, the best above.
+def intervals(comparison: Any, *, label: str = "final loss", ax: Axes | None = None) -> Axes:
+    """Draw the interquartile mean of each contender and its confidence interval, the best above.
 
     Args:
-      names: ``[contenders]``.
-      centers: the estimates, such as interquartile means, ``[contenders]``; less is better.
-      lows: the lower ends of the intervals.
-      highs: the upper ends.
-      label: what is estimated, with its unit.
+      comparison: a result of ``jaxfit.analysis.compare``: ``iqm [items]``, ``interval
+        [items, 2]``, ``diverged [items, …]``, and ``axes``, whose first are the names.
+      label: what is compared, with its unit.
       ax: the axes to draw on; those of a new figure if None.
 
     Returns:
-      The axes.
+      The axes. Behind a name stands how many of its runs diverged, at any rate that was tried.
 
-    >>> import jaxfit.plot
-    >>> ax = jaxfit.plot.intervals(["sgd", "adam"], [2.0, 1.0], [1.5, 0.9], [2.5, 1.1])
-    >>> [text.get_text() for text in ax.get_yticklabels()]
-    ['adam', 'sgd']
+    >>> import types, numpy as np, jaxfit.plot
+    >>> found = types.SimpleNamespace(
+    ...     iqm=np.array([2.0, 1.0]), interval=np.array([[1.5, 2.5], [0.9, 1.1]]),
+    ...     diverged=np.array([[True, False], [False, False]]),
+    ...     axes=(("optimizer", ("sgd", "adam")), ("seed", (0, 1))))
+    >>> [text.get_text() for text in jaxfit.plot.intervals(found).get_yticklabels()]
+    ['adam', 'sgd (50 % diverged)']
     """
-    middle, low, high = finite(centers), finite(lows), finite(highs)
-    order = np.argsort(np.where(np.isnan(middle), np.inf, middle))
+    middle, limits = finite(comparison.iqm), finite(comparison.interval)
+    names = comparison.axes[0][1]
+    lost = np.asarray(comparison.diverged).reshape(len(middle), -1).mean(axis=1)
+    order = np.argsort(np.where(np.isnan(middle), np.inf, middle), kind="stable")
+    texts = [f"{names[k]} ({lost[k]:.0%} diverged)" if lost[k] else str(names[k]) for k in order]
     ax = axes_of(ax)
     places = np.arange(len(order))
-    away = np.stack([middle - low, high - middle])[:, order].clip(min=0)
+    away = np.abs(limits - middle[:, None]).T[:, order]
     ax.errorbar(middle[order], places, xerr=away, fmt="o", color=BLUE, ecolor=BLUE, capsize=3)
-    for place in np.flatnonzero(np.isnan(middle[order])):
-        ax.text(0.5, float(place), "diverged", ha="center", va="center", color=ORANGE,
-                transform=ax.get_yaxis_transform())  # fmt: skip
-    ax.set_yticks(places, [str(names[k]) for k in order])
-    ax.set(xlabel=label, ylim=(len(order) - 0.5, -0.5))
-    known = np.concatenate([low, middle, high])
-    known = known[np.isfinite(known)]
+    ax.set_yticks(places, [text.replace("%", " %") for text in texts])
+    ax.set(xlabel=f"{label}, interquartile mean and 95 %", ylim=(len(order) - 0.5, -0.5))
+    known = limits[np.isfinite(limits)]
     if known.size and known.min() > 0 and known.max() > 10 * known.min():
         ax.set_xscale("log")
     ax.grid(axis="x", alpha=0.3)

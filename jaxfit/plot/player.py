@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import itertools
@@ -131,9 +132,9 @@ def show(animation: Animation) -> None:
 
 def _cell(animation: Animation) -> str:
     """Return the player as the output of a cell, and close the figure."""
-    figure = borrowed.figure_of(animation)
     element, _ = _player(animation, borrowed.frames_of(animation), _DPI, has_still=True)
-    plt.close(figure)
+    with contextlib.suppress(borrowed.CannotFollow):
+        plt.close(borrowed.figure_of(animation))
     return element
 
 
@@ -142,14 +143,13 @@ def _player(
 ) -> tuple[str, str]:
     """Return the element that plays an animation, and the script in it."""
     try:
-        film = record(animation, frames, dpi)
+        film, dots = record(animation, frames, dpi), dpi / 72
     except borrowed.CannotFollow as reason:
         warnings.warn(
             f"the animation is shown as pixels, which makes a larger file, because {reason}.",
             stacklevel=3,
         )
-        film = _as_film(_rgba(animation, frames, dpi))
-    figure = borrowed.figure_of(animation)
+        film, dots = _as_film(_rgba(animation, frames, dpi)), 1.0
     labels = getattr(animation, "labels", None)
     if labels is None or len(labels) != len(frames):
         numbers = int, float, str, np.number
@@ -159,8 +159,8 @@ def _player(
         labels,
         borrowed.interval_of(animation),
         borrowed.is_repeated(animation),
-        figure.get_size_inches()[0] * dpi,
-        _still(figure, dpi) if has_still else None,
+        film.size[0] * dots,
+        _still(animation, dpi) if has_still else None,
     )
 
 
@@ -184,11 +184,15 @@ def _as_film(frames: Iterator[np.ndarray]) -> Film:
     return Film(size, "", [0], [slot], sheets.sheets, number)
 
 
-def _still(figure: Any, dpi: float) -> bytes:
-    """Return a figure as it stands, as a PNG file."""
+def _still(animation: Animation, dpi: float) -> bytes | None:
+    """Return a figure as it stands, as a PNG file, if it can be told."""
+    try:
+        figure = borrowed.figure_of(animation)
+    except borrowed.CannotFollow:
+        return None
+    file = io.BytesIO()
     with placed_on(figure, PixelCanvas, dpi) as canvas:
         figure.set_layout_engine("none")
         figure.draw(canvas.get_renderer())
-        file = io.BytesIO()
         Image.fromarray(np.asarray(canvas.buffer_rgba())).save(file, format="png")
     return file.getvalue()

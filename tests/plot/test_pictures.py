@@ -227,13 +227,21 @@ def test_a_plane_says_how_much_it_explains_and_how_far_the_path_is_off():
 
 
 def test_profiles_and_intervals_show_every_contender():
-    ax = plot.profiles([1, 2, 4], {"a": [0, 0.5, 1], "b": [1, 1, 1]})
-    assert legend(ax) == ["a", "b"] and ax.lines[0].get_ydata().tolist() == [0, 0.5, 1]
-    ax = plot.intervals(["a", "b", "c"], [2.0, 1.0, NAN], [1.0, 0.9, NAN], [4.0, 1.5, NAN])
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["b", "a", "c"]
-    segments = ax.collections[0].get_segments()[:2]
-    np.testing.assert_allclose(np.array(segments)[..., 0], [[0.9, 1.5], [1.0, 4.0]])
-    assert written(ax) == ["diverged"]
+    found = Result(
+        iqm=np.array([2.0, 1.0, 9.0]),
+        interval=np.array([[1.0, 4.0], [0.9, 1.5], [8.0, 9.5]]),
+        diverged=np.array([[[False, True]], [[False, False]], [[True, True]]]),
+        profile=lambda ratios: np.stack([ratios > 1, ratios > 0, ratios > 3]),
+        axes=(("optimizer", ("a", "b", "c")), ("lr", (0.1,)), ("seed", (0, 1))),
+    )
+    ax = plot.profiles(found, [1, 2, 4])
+    assert legend(ax) == ["a", "b", "c"]
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[0, 1, 1], [1, 1, 1], [0, 0, 1]]
+    ax = plot.intervals(found)
+    names = [text.get_text() for text in ax.get_yticklabels()]
+    assert names == ["b", "a (50 % diverged)", "c (100 % diverged)"]
+    segments = np.array(ax.collections[0].get_segments())
+    np.testing.assert_allclose(segments[..., 0], [[0.9, 1.5], [1.0, 4.0], [8.0, 9.5]])
 
 
 @pytest.fixture(scope="module")

@@ -178,6 +178,19 @@ def test_without_the_writer_of_paths_frames_are_pixels(monkeypatch, tmp_path):
     assert_is_of_pixels(path, expected)
 
 
+def test_without_the_figure_itself_frames_are_what_matplotlib_saves(monkeypatch, tmp_path):
+    def figure_of(animation):
+        raise borrowed.CannotFollow("there is none")
+
+    expected = pixels_of_matplotlib(animations.blitted())
+    monkeypatch.setattr(borrowed, "figure_of", figure_of)
+    with pytest.warns(UserWarning, match="because there is none"):
+        path = plot.save(animations.blitted(), tmp_path / "page.html", dpi=72)
+    assert_is_of_pixels(path, expected)
+    with pytest.warns(UserWarning, match="because there is none"):
+        assert "<img" not in player._cell(animations.blitted())
+
+
 def test_what_svg_cannot_draw_is_shown_as_pixels(tmp_path):
     figure, ax = plt.subplots(figsize=(3, 2.5))
     values = np.arange(16.0).reshape(4, 4)
