@@ -221,7 +221,8 @@ def draw(
         animation = plot.animate_fit(shown, linear, problem.points, interval=20, ax=ax)
         ax.set(xlabel=problem.names[0], ylabel=problem.names[1])
         written += [
-            plot.save(animation, out / f"fit{ending}", dpi=64) for ending in (".html", ".gif")
+            plot.save(animation, out / "fit.html"),
+            plot.save(animation, out / "fit.gif", dpi=64),
         ]
     _command.list_files(written)
     return animation

@@ -1,37 +1,35 @@
-"""Animate a fit over its run, and save animations."""
+"""Animations of a fit and of a path, which play in notebooks and are saved by `save`."""
 
 from __future__ import annotations
 
-import pathlib
-import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.animation import Animation, FuncAnimation
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from jaxfit._types import Params
+from jaxfit._types import Batch, Loss, Params
 from jaxfit.plot import static
+from jaxfit.plot._common import (
+    BLACK,
+    BLUE,
+    ORANGE,
+    check_one_run,
+    curve,
+    finite,
+    kept,
+    recorded,
+    say_gaps,
+    set_scale,
+    thinned,
+)
+from jaxfit.plot._frames import caption, frame_rows, picked, playable
+from jaxfit.plot.player import Playable
 from jaxfit.run import Run
-
-# The icons on matplotlib's buttons come from a font that the page would download; every font has
-# these signs.
-_BUTTONS = {
-    "minus": "−",
-    "fast-backward": "|◀",
-    "step-backward": "‹",
-    "play fa-flip-horizontal": "◀",
-    "pause": "||",
-    "play": "▶",
-    "step-forward": "›",
-    "fast-forward": "▶|",
-    "plus": "+",
-}
 
 
 def animate_fit(
@@ -40,15 +38,20 @@ def animate_fit(
     data: tuple[Any, Any],
     *,
     interval: int = 20,
+    most: int = 200,
     ax: Axes | None = None,
-) -> FuncAnimation:
+) -> Playable:
     """Animate the line that a model fits to data, with one frame for every recorded row.
+
+    As the last expression of a notebook's cell, an animation plays there.
 
     Args:
       run: a run whose recorder kept ``"params"`` and ``"loss"``.
       model: ``model(params, x) -> prediction [examples]``.
       data: ``(x, y)``, as in `fit`.
       interval: milliseconds from one frame to the next.
+      most: of more rows than this, so many frames are drawn, evenly spaced; those alone are read
+        where the run is on disk.
       ax: the axes to draw on; those of a new figure if None.
 
     Returns:
@@ -67,16 +70,17 @@ def animate_fit(
     ...     jaxfit.plot.save(animation, f"{folder}/fit.html").name
     'fit.html'
     """
-    static.check_one_run(run, "plot.animate_fit")
-    trajectory = static.recorded(run, "params", "plot.animate_fit")
-    losses = np.asarray(static.recorded(run, "loss", "plot.animate_fit"))
-    steps = np.asarray(run.steps)
+    check_one_run(run, "plot.animate_fit")
+    rows = frame_rows(run.steps, most)
+    trajectory = picked(kept(run, "params", "plot.animate_fit"), rows)
+    losses = np.asarray(kept(run, "loss", "plot.animate_fit")[rows])
+    steps = np.asarray(run.steps)[rows]
     positions, inputs = static.line_inputs(data[0])
     lines = np.asarray(jax.jit(jax.vmap(lambda params: model(params, inputs)))(trajectory))
 
     ax = static.fit(model, None, data, ax=ax)
-    (line,) = ax.plot(positions, lines[0], color=static.ORANGE, linewidth=2, label="fit")
-    # Show all lines, except what lies far off in a run that diverges.
+    (line,) = ax.plot(positions, lines[0], color=ORANGE, linewidth=2, label="fit")
+    # All lines are in view, except what lies far off in a run that diverges.
     low, high = np.min(data[1]), np.max(data[1])
     margin = 2 * (high - low) or 1.0
     near = lines[(lines > low - margin) & (lines < high + margin)]
@@ -85,68 +89,75 @@ def animate_fit(
     ax.legend(loc="upper left")
     title = ax.set_title(" ")
 
-    def draw(row: int) -> tuple[Line2D, Text]:
-        line.set_ydata(lines[row])
-        title.set_text(f"step {steps[row]:4d}   loss {losses[row]:.4f}")
+    def draw(k: int) -> tuple[Line2D, Text]:
+        line.set_ydata(lines[k])
+        title.set_text(caption(steps[k], losses[k]))
         return line, title
 
-    figure = ax.get_figure(root=True)
-    assert figure is not None  # axes that were drawn on have one
-    return FuncAnimation(figure, draw, frames=len(steps), interval=interval)
+    return playable(ax, draw, steps, interval)
 
 
-def save(animation: Animation, path: str | pathlib.Path, *, dpi: float = 100) -> pathlib.Path:
-    """Save an animation in the format that its path ends in.
+def animate_path(
+    run: Run,
+    loss: Loss,
+    data: Batch = None,
+    *,
+    interval: int = 20,
+    most: int = 200,
+    axes: Any = None,
+    names: tuple[str, str] = ("$a_0$", "$a_1$"),
+) -> Playable:
+    """Animate the path of two parameters over the contours of the loss, beside the loss curve.
 
     Args:
-      animation: an animation from `animate_fit` or from matplotlib.
-      path: the file to write. ``.html`` is a page that holds the frames and buttons to play them;
-        ``.gif`` needs nothing else; ``.mp4`` needs the extra ``video``.
-      dpi: dots per inch.
+      run: a run of two parameters whose recorder kept ``"params"`` and ``"loss"``.
+      loss: the loss of the run, as in `path`.
+      data: the data on which the contours of the loss are computed.
+      interval: milliseconds from one frame to the next.
+      most: the number of frames at most, as in `animate_fit`.
+      axes: two axes to draw on; those of a new figure if None.
+      names: the labels of the two parameters.
 
     Returns:
-      The path.
+      The animation.
 
     Raises:
-      ValueError: if the path ends in anything else.
-      ImportError: if it ends in ``.mp4`` and imageio-ffmpeg is not installed.
+      ValueError: as in `path`.
 
-    >>> import tempfile, matplotlib.pyplot as plt, jaxfit.plot
-    >>> from matplotlib.animation import FuncAnimation
-    >>> figure, ax = plt.subplots()
-    >>> animation = FuncAnimation(figure, lambda frame: ax.plot([0, frame]), frames=2)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     jaxfit.plot.save(animation, f"{folder}/lines.gif").name
-    'lines.gif'
+    >>> import jax.numpy as jnp, optax, jaxfit.plot
+    >>> bowl = lambda a: a[0] ** 2 + 3.0 * a[1] ** 2
+    >>> run = jaxfit.train(bowl, jnp.array([1.0, 1.0]), optax.sgd(0.1), 20)
+    >>> jaxfit.plot.animate_path(run, bowl).labels[-1]
+    'step 19'
     """
-    path = pathlib.Path(path)
-    if path.suffix == ".html":
-        with mpl.rc_context({"savefig.dpi": dpi, "figure.dpi": dpi, "animation.embed_limit": 1e4}):
-            page = animation.to_jshtml()
-        path.write_text(_standalone(page), encoding="utf-8")
-    elif path.suffix == ".gif":
-        animation.save(path, writer="pillow", dpi=dpi)
-    elif path.suffix == ".mp4":
-        try:
-            import imageio_ffmpeg
-        except ImportError as error:
-            raise ImportError(
-                "saving .mp4 needs imageio-ffmpeg, which is not installed: "
-                'run pip install "jaxfit-train[video]", or save .gif or .html.'
-            ) from error
-        with mpl.rc_context({"animation.ffmpeg_path": imageio_ffmpeg.get_ffmpeg_exe()}):
-            animation.save(path, writer="ffmpeg", dpi=dpi)
-    else:
-        raise ValueError(
-            f"the path {str(path)!r} ends in {path.suffix!r}, but an animation is saved as "
-            f".html, .gif or .mp4: give it one of these endings."
-        )
-    return path
+    points, height = static.path_of(run, loss, data, "plot.animate_path")
+    losses = finite(recorded(run, "loss", "plot.animate_path"))
+    rows, steps = frame_rows(run.steps, most), np.asarray(run.steps)
+    rows = rows[rows < len(points)]  # of a run that diverged
+    if axes is None:
+        axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")[1]
+    left, right = axes
+    static.draw_contours(left, height, points)
+    (way,) = left.plot([], [], ".-", color=ORANGE, markersize=3, linewidth=1, label="path")
+    (head,) = left.plot([], [], "o", color=BLACK, label="now")
+    left.set(xlabel=names[0], ylabel=names[1])
+    left.legend(loc="upper right")
+    title = left.set_title(" ")
+    curve(right, steps, losses, color=BLUE, linewidth=1, alpha=0.3)
+    (grown,) = right.plot([], [], color=BLUE, linewidth=1)
+    (dot,) = right.plot([], [], "o", color=BLACK)
+    right.set(xlabel="step", ylabel="loss")
+    set_scale(right, losses)
+    say_gaps(right, losses)
 
+    def draw(k: int) -> tuple[Any, ...]:
+        row = rows[k]
+        way.set_data(*points[: row + 1].T)
+        head.set_data(*points[row : row + 1].T)
+        shown = thinned(losses[: row + 1])
+        grown.set_data(steps[shown], losses[shown])
+        dot.set_data(steps[row : row + 1], losses[row : row + 1])
+        title.set_text(caption(steps[row], losses[row]))
+        return way, head, grown, dot, title
 
-def _standalone(page: str) -> str:
-    """Return matplotlib's player as a whole page, without the icon font it would download."""
-    body = re.sub(r"<link[^>]*https?://[^>]*>", "", page)
-    for icon, sign in _BUTTONS.items():
-        body = re.sub(rf'<i class="fa fa-{icon}"></i>', sign, body)
-    return f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><body>{body}</body></html>\n'
+    return playable(left, draw, steps[rows], interval)
