@@ -1,11 +1,20 @@
-"""What all tests share: two CPU devices, and the lesson's problem."""
+"""What all tests share: two CPU devices, no windows, and the lesson's problem."""
 
 import jax
+import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 
 import jaxfit
 
 jax.config.update("jax_num_cpu_devices", 2)
+matplotlib.use("agg")
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What tests and the examples in docstrings share: no windows, and no figures left open."""
+"""What the examples in docstrings share: no windows, and no figures left open."""
 
 import matplotlib
 import matplotlib.pyplot as plt
