@@ -49,7 +49,8 @@ def test_imports_make_no_circle():
 
 PURE = {
     "data", "losses", "models", "record", "replay", "run", "stop", "train",
-    "_guard", "_jit", "_loops", "_problem", "_step", "_tree", "_types", "_unit",
+    "_counterparts", "_guard", "_jit", "_loops", "_problem", "_reach", "_reductions", "_step",
+    "_tree", "_types", "_unit",
 }  # fmt: skip
 
 
