@@ -62,7 +62,7 @@ def test_states_bring_their_carries():
 
 def test_a_plane_is_the_loss_at_its_places():
     loss, params, data = perceptron()
-    batch = data(0)
+    batch, params = data(0), jax.tree.map(lambda leaf: leaf + 0.1, params)
     found = jax.jit(lambda p: analysis.plane(loss, p, data=batch, num=5, extent=(-1, 2)))(params)
     move = lambda p, u, v: p + found.x[3] * u + found.y[1] * v
     there = jax.tree.map(move, params, *found.directions)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxfit import analysis
+from jaxfit.analysis.spectrum import mean_and_sem
 from tests.analysis.problems import diagonal, quadratic, softmax_regression
 
 
@@ -58,6 +59,11 @@ def test_an_exhausted_space_leaves_no_nan():
 def test_a_single_probe_has_no_standard_error():
     assert np.isnan(analysis.spectrum(diagonal, jnp.ones(6), num_probes=1).sem)
     assert np.isnan(analysis.trace(diagonal, jnp.ones(6), num_probes=1).sem)
+
+
+def test_the_standard_error_of_two_probes_is_half_their_difference():
+    mean, sem = mean_and_sem(jnp.array([1.0, 4.0]))
+    assert (float(mean), float(sem)) == (2.5, 1.5)
 
 
 def test_the_trace_of_the_digits_whole_and_by_leaf():
