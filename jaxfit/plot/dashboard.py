@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import NullFormatter
 
 from jaxfit import _summary
 from jaxfit._types import PyTree
@@ -98,6 +99,7 @@ def dashboard(
         if name in ("loss", "gradient", "update"):
             if known.size and known.max() > 10 * known.min():  # or a logarithm has no numbers
                 set_scale(ax, heights(ax))
+                ax.yaxis.set_minor_formatter(NullFormatter())  # there is no room for more
         elif known.size and known.min() >= 0:
             ax.set_ylim(bottom=0)
         ax.set_ylabel(name)
