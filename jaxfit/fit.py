@@ -81,8 +81,8 @@ def fit(
       evaluate_every: as in `train`. Chunks end where the run is evaluated, so that there is time
         for a program to be called.
       chunk_size: the number of steps to make at once, rounded up to a multiple of ``record_every``.
-        By default as many as take about half a second, or have 16 MB of rows and batches if that is
-        less. With a ``checkpoint_dir``, a hundredth of the time so far, up to five seconds, and
+        By default as many as take about half a second, or four times as long as ``callback`` takes,
+        or have 16 MB of rows and batches if that is less. With a ``checkpoint_dir``, a hundredth of the time so far, up to five seconds, and
         more if writing takes a tenth of that.
       progress: whether to show a bar with steps per second, time left and the loss, if there is a
         terminal or notebook to show it in; ``"always"`` shows it in a file or pipe as well.
@@ -172,8 +172,11 @@ def fit(
                 stand, done = chunk.after, chunk.stop
                 bar.update(chunk.stop - chunk.start)
                 bar.set_postfix(loss=f"{stand.loss:.4g}")
-                if hook.ends(chunk):
-                    end.move(done, f"callback returned True at step {done}")
+                with pace.calling():
+                    is_over = hook.ends(chunk)
+                if is_over:
+                    if done < end.step or end.error is not None:
+                        end.move(done, f"callback returned True at step {done}")
                     break
                 pace.measure(chunk.num_rows)
             if end.error is not None:

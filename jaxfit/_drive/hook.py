@@ -49,7 +49,8 @@ class Hook:
         """Take the rows of a chunk; call the callback if it is due, and return what it says."""
         if self._callback is None:
             return False
-        rows = jax.tree.unflatten(self._structure, chunk.rows)
+        # Copied, because a row of NumPy's would keep the memory of its whole chunk on the device.
+        rows = jax.tree.unflatten(self._structure, [np.array(leaf) for leaf in chunk.rows])
         self._rows.append(_tree.unpack(_tree.with_keys(rows)))
         is_due = self._marks.period is None or self._marks.has(chunk.stop)
         return is_due and self._call(chunk.after)

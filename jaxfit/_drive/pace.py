@@ -52,7 +52,8 @@ class Pace:
         """
         self.capacity = capacity
         self._rows, self._every, self._growing, self._marks = rows, every, growing, marks
-        self._seconds, self._storing, self._measured = _SECONDS, 0.0, 0
+        self._seconds, self._measured = _SECONDS, 0
+        self._storing = self._calling = 0.0  # seconds, after the last chunk
         self._begun = self._clock = time.perf_counter()
 
     @classmethod
@@ -101,8 +102,15 @@ class Pace:
         yield
         self._storing = time.perf_counter() - begun
 
+    @contextlib.contextmanager
+    def calling(self) -> Iterator[None]:
+        """Measure how long a callback takes."""
+        begun = time.perf_counter()
+        yield
+        self._calling = time.perf_counter() - begun
+
     def measure(self, num_rows: int) -> None:
-        """Choose the next length, once a chunk of some rows has been stored."""
+        """Choose the next length, once a chunk of some rows has been stored and shown."""
         # Processes must agree: all follow what the first one measures on the first chunks.
         if self._growing is None or (jax.process_count() > 1 and self._measured == 16):
             return
@@ -112,7 +120,9 @@ class Pace:
             self._seconds = max(self._seconds, min((now - self._begun) / 100, _MOST_SECONDS))
             if storing > elapsed / 10:
                 self._seconds = min(2 * self._seconds, 60)
-        fitting = int(self._seconds * num_rows / max(elapsed - storing, 1e-6))
+        # A callback is in the time that has elapsed: a slow one must not make chunks short.
+        seconds = max(self._seconds, 4 * self._calling)
+        fitting = int(seconds * num_rows / max(elapsed - storing, 1e-6))
         rows = max(1, min(fitting, 8 * num_rows, self.capacity))
         if jax.process_count() > 1:
             rows = int(multihost_utils.broadcast_one_to_all(np.int32(rows)))
