@@ -82,8 +82,8 @@ def fit(
         for a program to be called.
       chunk_size: the number of steps to make at once, rounded up to a multiple of ``record_every``.
         By default as many as take about half a second, or four times as long as ``callback`` takes,
-        or have 16 MB of rows and batches if that is less. With a ``checkpoint_dir``, a hundredth of the time so far, up to five seconds, and
-        more if writing takes a tenth of that.
+        or have 16 MB of rows and batches if that is less. With a ``checkpoint_dir``, a hundredth of
+        the time so far, up to five seconds, and more if writing takes a tenth of that.
       progress: whether to show a bar with steps per second, time left and the loss, if there is a
         terminal or notebook to show it in; ``"always"`` shows it in a file or pipe as well.
       checkpoint_dir: a directory, new or with this run. A run that is there goes on from its last
@@ -161,6 +161,8 @@ def fit(
         size = _tree.nbytes(row) + source.batch_bytes * record_every
         pace = Pace.of(chunk_size, num_steps, record_every, size, path is not None, marks)
         hook = Hook(callback, row, marks)
+        if marks.first < done < end.step:
+            hook.catch_up(sink, done)
         asked = stack.enter_context(interrupts.noted())
         bar = tqdm(total=num_steps, initial=done - marks.first, unit=" steps", disable=hides_bar)
         stack.enter_context(bar)

@@ -12,6 +12,7 @@ from jaxfit import _check, _tree
 from jaxfit._drive.host import replicated
 from jaxfit._drive.pace import Marks
 from jaxfit._drive.program import Chunk, Stand
+from jaxfit._drive.sinks import Sink
 from jaxfit._types import Callback, Evaluate, PyTree
 
 
@@ -44,6 +45,14 @@ class Hook:
         self._callback, self._marks = callback, marks
         self._structure = jax.tree.structure(_tree.hold(row))
         self._rows: list[PyTree] = []  # that it has not been shown
+
+    def catch_up(self, sink: Sink, done: int) -> None:
+        """Take the rows that an earlier `fit` committed after its last call, up to a step."""
+        if self._callback is None:
+            return
+        rows = sink.rows_since(self._marks.last(done))
+        if rows is not None:
+            self._rows.append(rows)
 
     def ends(self, chunk: Chunk) -> bool:
         """Take the rows of a chunk; call the callback if it is due, and return what it says."""

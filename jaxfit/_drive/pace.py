@@ -26,6 +26,10 @@ class Marks(NamedTuple):
         """Return whether a step is one of them."""
         return self.period is not None and (step - self.first) % self.period == 0
 
+    def last(self, step: int) -> int:
+        """Return the last of them up to a step; the step itself if there are none."""
+        return step if self.period is None else step - (step - self.first) % self.period
+
     def until_next(self, step: int) -> int:
         """Return the number of steps until the next."""
         if self.period is None:
