@@ -155,14 +155,13 @@ def fit(
             sink: Sink = MemoryRows(row, marks, num_steps, record_every, from_start)
         else:
             sink = stack.enter_context(_directory(path, program, state, source, row))
+        hook = Hook(callback, row, marks)
         state, memory = sink.begin(state, rules.remembered(stop, params), end.step)
         if (done := int(state.step)) > marks.first:
             source.warn_if_resumed(done)
+            hook.catch_up(sink, done, end.step)
         size = _tree.nbytes(row) + source.batch_bytes * record_every
         pace = Pace.of(chunk_size, num_steps, record_every, size, path is not None, marks)
-        hook = Hook(callback, row, marks)
-        if marks.first < done < end.step:
-            hook.catch_up(sink, done)
         asked = stack.enter_context(interrupts.noted())
         bar = tqdm(total=num_steps, initial=done - marks.first, unit=" steps", disable=hides_bar)
         stack.enter_context(bar)
@@ -174,13 +173,9 @@ def fit(
                 stand, done = chunk.after, chunk.stop
                 bar.update(chunk.stop - chunk.start)
                 bar.set_postfix(loss=f"{stand.loss:.4g}")
-                with pace.calling():
-                    is_over = hook.ends(chunk)
-                if is_over:
-                    if done < end.step or end.error is not None:
-                        end.move(done, f"callback returned True at step {done}")
+                if hook.ends(chunk, end):
                     break
-                pace.measure(chunk.num_rows)
+                pace.measure(chunk.num_rows, hook.seconds)
             if end.error is not None:
                 raise end.error
             stand = program.finish(stand, sink, done)

@@ -9,8 +9,9 @@ import optax
 import pytest
 
 import jaxfit
+from jaxfit._drive.chunks import End
 from jaxfit._drive.hook import Hook
-from jaxfit._drive.pace import Marks
+from jaxfit._drive.pace import Marks, Pace
 from jaxfit._drive.program import Chunk, _steps
 from jaxfit.fit import fit
 from jaxfit.stop import Rule
@@ -336,12 +337,19 @@ def test_a_slow_callback_makes_chunks_longer_and_not_shorter(data, monkeypatch):
     assert 5_000 < max(lengths) < 7_000  # steps of six seconds, and the callback's two
 
 
+def test_chunks_have_room_for_the_rows_between_two_calls_and_no_more():
+    of = lambda size, marks: Pace.of(size, 10**6, 5, 8, False, marks).capacity
+    assert of(None, Marks(0, None)) == 2**21
+    assert of(None, Marks(0, 100)) == of(1000, Marks(0, 100)) == 20
+    assert of(50, Marks(0, 100)) == of(50, Marks(0, None)) == 10
+
+
 def test_rows_that_wait_for_a_call_do_not_keep_the_memory_of_their_chunk(data):
     stacked = jnp.zeros((1000, 3))
     hook = Hook(lambda *_: None, jax.ShapeDtypeStruct((3,), np.float32), Marks(0, 10))
     chunk = Chunk(0, 2, 2, None, None, None, [stacked])
     assert np.shares_memory(chunk.rows[0], np.asarray(stacked))  # on a CPU
-    assert not hook.ends(chunk)
+    assert not hook.ends(chunk, End(20))
     (kept,) = hook._rows
     assert kept.shape == (2, 3) and not np.shares_memory(kept, np.asarray(stacked))
 

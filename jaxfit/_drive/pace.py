@@ -56,8 +56,7 @@ class Pace:
         """
         self.capacity = capacity
         self._rows, self._every, self._growing, self._marks = rows, every, growing, marks
-        self._seconds, self._measured = _SECONDS, 0
-        self._storing = self._calling = 0.0  # seconds, after the last chunk
+        self._seconds, self._storing, self._measured = _SECONDS, 0.0, 0
         self._begun = self._clock = time.perf_counter()
 
     @classmethod
@@ -82,11 +81,14 @@ class Pace:
         """
         # However long the run is, so that runs of other lengths share its program.
         most = max(1, _BYTES // max(row_bytes, 1))
+        # Room that no chunk can use would be filled at every mark.
+        longest = 2**31 if marks.period is None else marks.period // every
         if chunk_size is None:
-            return cls(1, most, every, growing, marks)
+            return cls(1, min(most, longest), every, growing, marks)
         rows = -(-chunk_size // every)
         if rows > most:
             rows = max(1, min(rows, num_steps // every))
+        rows = min(rows, longest)
         return cls(rows, rows, every, None, marks)
 
     @property
@@ -106,15 +108,13 @@ class Pace:
         yield
         self._storing = time.perf_counter() - begun
 
-    @contextlib.contextmanager
-    def calling(self) -> Iterator[None]:
-        """Measure how long a callback takes."""
-        begun = time.perf_counter()
-        yield
-        self._calling = time.perf_counter() - begun
+    def measure(self, num_rows: int, calling: float) -> None:
+        """Choose the next length, once a chunk has been stored.
 
-    def measure(self, num_rows: int) -> None:
-        """Choose the next length, once a chunk of some rows has been stored and shown."""
+        Args:
+          num_rows: how many rows it had.
+          calling: how many seconds its callback took.
+        """
         # Processes must agree: all follow what the first one measures on the first chunks.
         if self._growing is None or (jax.process_count() > 1 and self._measured == 16):
             return
@@ -125,7 +125,7 @@ class Pace:
             if storing > elapsed / 10:
                 self._seconds = min(2 * self._seconds, 60)
         # A callback is in the time that has elapsed: a slow one must not make chunks short.
-        seconds = max(self._seconds, 4 * self._calling)
+        seconds = max(self._seconds, 4 * calling)
         fitting = int(seconds * num_rows / max(elapsed - storing, 1e-6))
         rows = max(1, min(fitting, 8 * num_rows, self.capacity))
         if jax.process_count() > 1:
