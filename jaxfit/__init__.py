@@ -1,6 +1,6 @@
 """jaxfit: gradient-based optimisation in JAX, where a training run is a value."""
 
-from jaxfit import data, losses, models, record, stop
+from jaxfit import callbacks, data, losses, models, record, stop
 from jaxfit._version import __version__
 from jaxfit.blame import Blame, blame
 from jaxfit.checkpoint import load
@@ -20,6 +20,7 @@ __all__ = [
     "__version__",
     "at",
     "blame",
+    "callbacks",
     "data",
     "fit",
     "fork",
