@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from jaxfit import data, losses, models, record, stop
+from jaxfit import callbacks, data, losses, models, record, stop
 from jaxfit._version import __version__
 from jaxfit.blame import Blame, blame
 from jaxfit.checkpoint import load
@@ -24,6 +24,7 @@ __all__ = [
     "at",
     "best",
     "blame",
+    "callbacks",
     "data",
     "fit",
     "fork",

@@ -81,9 +81,9 @@ def fit(
       evaluate_every: as in `train`. Chunks end where the run is evaluated, so that there is time
         for a program to be called.
       chunk_size: the number of steps to make at once, rounded up to a multiple of ``record_every``.
-        By default as many as take about half a second, or have 16 MB of rows and batches if that is
-        less. With a ``checkpoint_dir``, a hundredth of the time so far, up to five seconds, and
-        more if writing takes a tenth of that.
+        By default as many as take about half a second, or four times as long as ``callback`` takes,
+        or have 16 MB of rows and batches if that is less. With a ``checkpoint_dir``, a hundredth of
+        the time so far, up to five seconds, and more if writing takes a tenth of that.
       progress: whether to show a bar with steps per second, time left and the loss, if there is a
         terminal or notebook to show it in; ``"always"`` shows it in a file or pipe as well.
       checkpoint_dir: a directory, new or with this run. A run that is there goes on from its last
@@ -155,12 +155,13 @@ def fit(
             sink: Sink = MemoryRows(row, marks, num_steps, record_every, from_start)
         else:
             sink = stack.enter_context(_directory(path, program, state, source, row))
+        hook = Hook(callback, row, marks)
         state, memory = sink.begin(state, rules.remembered(stop, params), end.step)
         if (done := int(state.step)) > marks.first:
             source.warn_if_resumed(done)
+            hook.catch_up(sink, done, end.step)
         size = _tree.nbytes(row) + source.batch_bytes * record_every
         pace = Pace.of(chunk_size, num_steps, record_every, size, path is not None, marks)
-        hook = Hook(callback, row, marks)
         asked = stack.enter_context(interrupts.noted())
         bar = tqdm(total=num_steps, initial=done - marks.first, unit=" steps", disable=hides_bar)
         stack.enter_context(bar)
@@ -172,10 +173,9 @@ def fit(
                 stand, done = chunk.after, chunk.stop
                 bar.update(chunk.stop - chunk.start)
                 bar.set_postfix(loss=f"{stand.loss:.4g}")
-                if hook.ends(chunk):
-                    end.move(done, f"callback returned True at step {done}")
+                if hook.ends(chunk, end):
                     break
-                pace.measure(chunk.num_rows)
+                pace.measure(chunk.num_rows, hook.seconds)
             if end.error is not None:
                 raise end.error
             stand = program.finish(stand, sink, done)

@@ -3,7 +3,8 @@
 The two problems of ``single_run``, and the second with 256 hidden units, recording the whole
 trajectory and the losses alone, in float32. ``train`` is compiled beforehand and its trajectory
 brought to host memory, where that of ``fit`` is. The digits are also fitted with a directory, and
-on minibatches that Python reads from a memory-mapped file. Every round runs each contender once, in
+on minibatches that Python reads from a memory-mapped file; the line also with a callback, one that
+does nothing and one that writes all losses to a CSV file. Every round runs each contender once, in
 turn, so that a busy machine slows all of them; the tables show medians over the rounds, and their
 ratios to the first contender's. Before any timing, all must agree bit for bit.
 
@@ -122,6 +123,23 @@ def streamed(problem: Problem, folder: pathlib.Path) -> list[Contender]:
     return [Contender(name, problem.steps, fitted(problem, data)) for name, data in kinds.items()]
 
 
+def called(problem: Problem, folder: pathlib.Path) -> list[Contender]:
+    """Return the same fit without a callback and with some."""
+    kept = lambda step: {"step": step.step, "loss": step.loss}
+    nothing = lambda state, rows, evaluation: None
+    every = problem.steps // 100
+    runs: dict[str, dict[str, Any]] = {
+        "jaxfit.fit": {},
+        "a callback that does nothing, every chunk": {"callback": nothing},
+        f"the same, every {every:,} steps": {"callback": nothing, "evaluate_every": every},
+        "callbacks.csv, every chunk": {"callback": jaxfit.callbacks.csv(folder / "run.csv")},
+    }
+    return [
+        Contender(name, problem.steps, fitted(problem, problem.data, kept, **options))
+        for name, options in runs.items()
+    ]
+
+
 def commit_and_read(size: int, folder: str) -> list[float]:
     """Write a run of 20 chunks, with Adam's state, to a directory, and return seconds.
 
@@ -196,6 +214,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             contenders = streamed(problem, pathlib.Path(folder))
             compare(args, "digits, losses, batches of 64", contenders)
+    with tempfile.TemporaryDirectory() as folder:
+        contenders = called(line(STEPS["line"]), pathlib.Path(folder))
+        compare(args, f"line, {STEPS['line']:,} steps, losses, with a callback", contenders)
     head = "a directory, ms; state of", "wait", "commit", "fit, finished", "load", "rows of a chunk"
     _bench.print_table(args, head, measure_directories(args.repeats))
     _bench.print_source(parser)

@@ -43,28 +43,38 @@ def assemble(
       evaluation: likewise a tree like one evaluation; None if there are none.
     """
     first, every = manifest["first"], manifest["record_every"]
-    with_rows = [chunk for chunk in chunks if chunk.stop > chunk.start]
-    ends = [-((first - chunk.stop) // every) for chunk in with_rows]  # rounded up
-    counts = np.diff(ends, prepend=0).tolist()
-    readers = [
-        functools.partial(_read_rows, chunk, count)
-        for chunk, count in zip(with_rows, counts, strict=True)
-    ]
     frames = _one_from_each(state, chunks, "state")
     steps = np.array([chunk.stop for chunk in chunks], np.int32)
-    number = ends[-1] if ends else 0
+    number = row_at(manifest, chunks[-1].stop)
     evaluate_every = manifest["evaluate_every"]
     evaluated = [] if evaluate_every is None else _evaluated(chunks, first, evaluate_every)
     evaluated_steps = np.array([chunk.stop for chunk in evaluated], np.int32)
     return Run(
         steps=jnp.asarray(first + every * np.arange(number, dtype=np.int32)),
-        trajectory=_on_disk(row, readers, ends),
+        trajectory=trajectory(manifest, chunks, row),
         keyframes=dataclasses.replace(frames, step=cast(Any, steps)),
         state=end,
         stop_reason=_read_stop_reason(path, chunks[-1].stop),
         evaluations=_one_from_each(evaluation, evaluated, "evaluation") if evaluated else None,
         evaluated_steps=jnp.asarray(evaluated_steps) if evaluated else None,
     )
+
+
+def trajectory(manifest: Manifest, chunks: list[StoredChunk], row: Row) -> PyTree:
+    """Return the rows that a directory holds: a tree like one row, with `DiskRows` for arrays."""
+    with_rows = [chunk for chunk in chunks if chunk.stop > chunk.start]
+    ends = [row_at(manifest, chunk.stop) for chunk in with_rows]
+    counts = np.diff(ends, prepend=0).tolist()
+    readers = [
+        functools.partial(_read_rows, chunk, count)
+        for chunk, count in zip(with_rows, counts, strict=True)
+    ]
+    return _on_disk(row, readers, ends)
+
+
+def row_at(manifest: Manifest, step: int) -> int:
+    """Return the number of the first row that begins at a step or after it."""
+    return -((manifest["first"] - step) // manifest["record_every"])
 
 
 def _evaluated(chunks: list[StoredChunk], first: int, every: int) -> list[StoredChunk]:
@@ -123,13 +133,19 @@ def write_end(path: pathlib.Path, step: int, stop_reason: str | None) -> None:
     files.write_json(path / "end.json", {"step": step, "stop_reason": stop_reason})
 
 
-def _read_stop_reason(path: pathlib.Path, step: int) -> str | None:
-    """Return why the run ended early, if ``end.json`` is of a run that ended at this step."""
+def read_end(path: pathlib.Path) -> tuple[int, str | None]:
+    """Return at which step the run of a directory last ended, and why; -1 if it never did."""
     if not (path / "end.json").exists():
-        return None
+        return -1, None
     end = files.read_json(path / "end.json")
     with files.raise_as_damage(path / "end.json"):
-        ended, reason = end["step"], end["stop_reason"]
+        step, reason = int(end["step"]), end["stop_reason"]
         if not isinstance(reason, str | None):
             raise ValueError(f"stop_reason is {reason}")
+    return step, reason
+
+
+def _read_stop_reason(path: pathlib.Path, step: int) -> str | None:
+    """Return why the run ended early, if ``end.json`` is of a run that ended at this step."""
+    ended, reason = read_end(path)
     return reason if ended == step else None

@@ -22,11 +22,12 @@ import jax
 
 from jaxfit import _tree
 from jaxfit._disk import files, spec
-from jaxfit._disk.assemble import assemble, write_end
+from jaxfit._disk.assemble import assemble, read_end, row_at, trajectory, write_end
 from jaxfit._disk.files import StoredChunk
 from jaxfit._disk.manifest import Manifest, find_difference, write_manifest
 from jaxfit._disk.paths import CHUNK, list_chunks
 from jaxfit._disk.processes import lock, raise_in_all_processes
+from jaxfit._disk.rows import DiskRows
 from jaxfit._types import PyTree, Row
 from jaxfit.run import Run, State
 
@@ -168,6 +169,20 @@ class Directory:
         """Return whether the State at a step, the last so far, was written with an evaluation."""
         self.wait()
         return files.count_arrays(self.chunks[-1], "evaluation") > 0
+
+    def rows_since(self, step: int) -> Row | None:
+        """Return the rows from a step on, or from where the run last ended, if that was later.
+
+        They are a tree of arrays ``[rows, …]``; None if there are no such rows.
+        """
+        step = max(step, read_end(self.path)[0])
+        if step >= self.chunks[-1].stop:
+            return None
+        at = row_at(self._manifest, step)
+        return jax.tree.map(
+            lambda leaf: leaf[at:] if isinstance(leaf, DiskRows) else leaf,
+            trajectory(self._manifest, self.chunks, self._shown[0]),
+        )
 
     def kept(self, step: int) -> str | None:
         """Return a sentence on what is safe of the steps before ``step``, for a note on an error.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import jax
@@ -9,9 +10,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxfit import _check, _tree
+from jaxfit._drive.chunks import End
 from jaxfit._drive.host import replicated
 from jaxfit._drive.pace import Marks
 from jaxfit._drive.program import Chunk, Stand
+from jaxfit._drive.sinks import Sink
 from jaxfit._types import Callback, Evaluate, PyTree
 
 
@@ -31,7 +34,11 @@ def check_pauses(
 
 
 class Hook:
-    """Calls a callback at the marks of a run and at its end, or after every chunk without marks."""
+    """Calls a callback at the marks of a run and at its end, or after every chunk without marks.
+
+    Attributes:
+      seconds: how long its call after the last chunk took; 0 if there was none.
+    """
 
     def __init__(self, callback: Callback | None, row: PyTree, marks: Marks):
         """Begin before the first chunk.
@@ -44,15 +51,43 @@ class Hook:
         self._callback, self._marks = callback, marks
         self._structure = jax.tree.structure(_tree.hold(row))
         self._rows: list[PyTree] = []  # that it has not been shown
+        self.seconds = 0.0
 
-    def ends(self, chunk: Chunk) -> bool:
-        """Take the rows of a chunk; call the callback if it is due, and return what it says."""
+    def catch_up(self, sink: Sink, done: int, end: int) -> None:
+        """Take the rows that an earlier `fit` committed after its last call, for the next one.
+
+        Args:
+          sink: where they are.
+          done: the step up to which the run was committed.
+          end: the step at which it ends; if that is the same, there is no next call.
+        """
+        if self._callback is None or done == end:
+            return
+        rows = sink.rows_since(self._marks.last(done))
+        if rows is not None:
+            self._rows.append(rows)
+
+    def ends(self, chunk: Chunk, end: End) -> bool:
+        """Take the rows of a chunk, call the callback if it is due, and return what it says.
+
+        Args:
+          chunk: the chunk.
+          end: where the run ends; moved to the end of the chunk if the callback says so.
+        """
+        self.seconds = 0.0
         if self._callback is None:
             return False
-        rows = jax.tree.unflatten(self._structure, chunk.rows)
+        # Copied, because a row of NumPy's would keep the memory of its whole chunk on the device.
+        rows = jax.tree.unflatten(self._structure, [np.array(leaf) for leaf in chunk.rows])
         self._rows.append(_tree.unpack(_tree.with_keys(rows)))
-        is_due = self._marks.period is None or self._marks.has(chunk.stop)
-        return is_due and self._call(chunk.after)
+        if self._marks.period is not None and not self._marks.has(chunk.stop):
+            return False
+        begun = time.perf_counter()
+        says = self._call(chunk.after)
+        self.seconds = time.perf_counter() - begun
+        if says and (chunk.stop < end.step or end.error is not None):
+            end.move(chunk.stop, f"callback returned True at step {chunk.stop}")
+        return says
 
     def finish(self, stand: Stand) -> None:
         """Call the callback with the steps after the last mark, if there are any."""

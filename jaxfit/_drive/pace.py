@@ -26,6 +26,10 @@ class Marks(NamedTuple):
         """Return whether a step is one of them."""
         return self.period is not None and (step - self.first) % self.period == 0
 
+    def last(self, step: int) -> int:
+        """Return the last of them up to a step; the step itself if there are none."""
+        return step if self.period is None else step - (step - self.first) % self.period
+
     def until_next(self, step: int) -> int:
         """Return the number of steps until the next."""
         if self.period is None:
@@ -77,11 +81,14 @@ class Pace:
         """
         # However long the run is, so that runs of other lengths share its program.
         most = max(1, _BYTES // max(row_bytes, 1))
+        # Room that no chunk can use would be filled at every mark.
+        longest = 2**31 if marks.period is None else marks.period // every
         if chunk_size is None:
-            return cls(1, most, every, growing, marks)
+            return cls(1, min(most, longest), every, growing, marks)
         rows = -(-chunk_size // every)
         if rows > most:
             rows = max(1, min(rows, num_steps // every))
+        rows = min(rows, longest)
         return cls(rows, rows, every, None, marks)
 
     @property
@@ -101,8 +108,13 @@ class Pace:
         yield
         self._storing = time.perf_counter() - begun
 
-    def measure(self, num_rows: int) -> None:
-        """Choose the next length, once a chunk of some rows has been stored."""
+    def measure(self, num_rows: int, calling: float) -> None:
+        """Choose the next length, once a chunk has been stored.
+
+        Args:
+          num_rows: how many rows it had.
+          calling: how many seconds its callback took.
+        """
         # Processes must agree: all follow what the first one measures on the first chunks.
         if self._growing is None or (jax.process_count() > 1 and self._measured == 16):
             return
@@ -112,7 +124,9 @@ class Pace:
             self._seconds = max(self._seconds, min((now - self._begun) / 100, _MOST_SECONDS))
             if storing > elapsed / 10:
                 self._seconds = min(2 * self._seconds, 60)
-        fitting = int(self._seconds * num_rows / max(elapsed - storing, 1e-6))
+        # A callback is in the time that has elapsed: a slow one must not make chunks short.
+        seconds = max(self._seconds, 4 * calling)
+        fitting = int(seconds * num_rows / max(elapsed - storing, 1e-6))
         rows = max(1, min(fitting, 8 * num_rows, self.capacity))
         if jax.process_count() > 1:
             rows = int(multihost_utils.broadcast_one_to_all(np.int32(rows)))

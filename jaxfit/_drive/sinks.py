@@ -12,7 +12,7 @@ import numpy as np
 from jaxfit import _tree
 from jaxfit._drive import host
 from jaxfit._drive.pace import Marks
-from jaxfit._types import PyTree
+from jaxfit._types import PyTree, Row
 from jaxfit.run import Run, State
 
 
@@ -48,6 +48,12 @@ class Sink(Protocol):
 
     def is_evaluated(self, step: int) -> bool:
         """Return whether the State at a step, the last so far, was kept with an evaluation."""
+
+    def rows_since(self, step: int) -> Row | None:
+        """Return what an earlier `fit` kept of this run from a step on, if it did not end after.
+
+        It is a tree of arrays ``[rows, …]``; None if there are no such rows.
+        """
 
     def kept(self, step: int) -> str | None:
         """Return a sentence on what became of the steps before ``step``, for a note on an error."""
@@ -104,6 +110,9 @@ class MemoryRows:
 
     def is_evaluated(self, step: int) -> bool:
         return step in self._evaluations
+
+    def rows_since(self, step: int) -> Row | None:
+        return None
 
     def kept(self, step: int) -> str | None:
         return f"the steps before step {step} are lost, without a checkpoint_dir."
