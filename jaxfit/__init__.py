@@ -1,6 +1,6 @@
 """jaxfit: gradient-based optimisation in JAX, where a training run is a value."""
 
-from jaxfit import data, losses, models, record, stop
+from jaxfit import data, losses, models, record, search, stop
 from jaxfit._version import __version__
 from jaxfit.blame import Blame, blame
 from jaxfit.checkpoint import load
@@ -32,6 +32,7 @@ __all__ = [
     "models",
     "record",
     "replay",
+    "search",
     "stop",
     "sweep",
     "train",

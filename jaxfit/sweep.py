@@ -2,148 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
 from jaxfit import _check, _tree
 from jaxfit._drive import host, tiles
-from jaxfit._drive.axes import parse, read, summary
-from jaxfit._drive.dataset import dataset
-from jaxfit._drive.labels import position
+from jaxfit._drive.axes import parse
+from jaxfit._drive.table import Sweep
 from jaxfit._drive.variant import restore, result_of, variants_of
 from jaxfit._types import PyTree
 
 __all__ = ["Sweep", "sweep"]
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Sweep:
-    """The results of many runs, with the labels of their axes.
-
-    Attributes:
-      axes: the labels of every axis by its name, in the order of the leading axes of ``values``:
-        the array ``[items, …]`` or the pytree of arrays that was given, or a tuple of strings for
-        an axis of Python objects.
-      values: what the function returned for each point of the product, as NumPy arrays
-        ``[*axes, …]`` in host memory.
-    """
-
-    axes: dict[str, PyTree]
-    values: PyTree
-
-    def sel(
-        self,
-        labels: Mapping[str, Any] | None = None,
-        /,
-        *,
-        method: str | None = None,
-        **more: Any,
-    ) -> Sweep:
-        """Select one label of some axes, and drop these axes.
-
-        Items that are neither names nor single numbers (PRNG keys, vectors, zipped trees) are
-        selected by their positions 0, 1, ….
-
-        Args:
-          labels: labels by the names of their axes, for names that are not Python identifiers.
-          method: None to select the label itself, or ``"nearest"`` to select, on an axis of
-            numbers, the number nearest to it, and never NaN. On a floating axis the label is
-            rounded to the precision of the axis before it is looked up; on any other, the numbers
-            must be equal.
-          **more: labels by the names of their axes.
-
-        Returns:
-          A `Sweep` of the remaining axes.
-
-        Raises:
-          KeyError: if there is no such axis or label.
-          ValueError: if ``method`` is neither None nor ``"nearest"``.
-
-        >>> import jax.numpy as jnp, jaxfit
-        >>> table = jaxfit.sweep(lambda a, b: a * b, {"a": jnp.arange(3), "b": jnp.arange(4.0)})
-        >>> table.sel(a=2)
-        Sweep({b: 4 (0 … 3)}, float32[4])
-        >>> table.sel(a=2, b=2.9, method="nearest").values
-        np.float32(6.0)
-        """
-        wanted = {**(labels or {}), **more}
-        if unknown := [name for name in wanted if name not in self.axes]:
-            raise KeyError(f"there is no axis {unknown[0]!r}: the axes are {', '.join(self.axes)}.")
-        if method not in (None, "nearest"):
-            raise ValueError(f'method is {method!r}, but must be None or "nearest".')
-        index = tuple(
-            position(axis, wanted[axis.name], method) if axis.name in wanted else slice(None)
-            for axis in read(self.axes)
-        )
-        axes = {name: axis for name, axis in self.axes.items() if name not in wanted}
-        pick = lambda leaf: leaf[index] if _tree.is_array(leaf) else leaf
-        return Sweep(axes, jax.tree.map(pick, self.values))
-
-    def best(self, by: str | Callable[[PyTree], Any] | None = None) -> dict[str, Any]:
-        """Find the run with the lowest score; ``sweep.sel(sweep.best(…))`` is its result.
-
-        Args:
-          by: the score to minimise, an array ``[*axes]`` of one real number per run: a function
-            that computes it from ``values``; or its key in ``values``; or None if ``values`` is
-            the score itself. Runs that score NaN are passed over.
-
-        Returns:
-          A label for every axis, as `sel` takes it.
-
-        Raises:
-          ValueError: if there is not one real number per run, or if all are NaN.
-
-        >>> import jax.numpy as jnp, optax, jaxfit
-        >>> def final(lr):
-        ...     loss = lambda a: 0.5 * jnp.sum(a**2)
-        ...     return loss(jaxfit.train(loss, jnp.ones(2), optax.sgd(lr), 10).state.params)
-        >>> jaxfit.sweep(final, {"lr": jnp.array([0.1, 1.1, 3.0])}).best()
-        {'lr': np.float32(1.1)}
-        """
-        scores = by(self.values) if callable(by) else self.values if by is None else self.values[by]
-        axes = read(self.axes)
-        _check_scores(scores, tuple(map(len, axes)))
-        if jnp.issubdtype(scores.dtype, jnp.floating):  # NumPy does not pass over bfloat16's NaNs
-            scores = scores.astype(np.promote_types(scores.dtype, np.float32))
-        best = np.unravel_index(np.nanargmin(scores), np.shape(scores))
-        return {axis.name: axis.labels[i] for axis, i in zip(axes, best, strict=True)}
-
-    def to_xarray(self) -> Any:
-        """Return an ``xarray.Dataset``, for NetCDF, Zarr, plots and pandas.
-
-        The axes are its dimensions. Each array of ``values`` is a variable, named by its path
-        (``loss``, ``params.w``); a lone array is called ``value``. Rows of a `Run`, or of what
-        ``jaxfit.record.whole`` keeps, have the dimension ``step``, with the steps as its
-        coordinate, if all runs have the same steps, and the dimension ``row`` if not. A zipped
-        axis has a coordinate for every array ``[items]`` in it, such as ``axis.lr``.
-
-        Names are given in this order: to axes, the dimension of rows, coordinates of zipped axes,
-        variables and further dimensions. A name that is taken gets an underscore at its end: if an
-        axis is called ``loss``, a loss is the variable ``loss_``.
-
-        Returns:
-          The ``xarray.Dataset``.
-
-        Raises:
-          ImportError: if xarray is missing; the extra ``analysis`` installs it.
-
-        >>> import jax.numpy as jnp, jaxfit
-        >>> table = jaxfit.sweep(lambda a: {"square": a * a}, {"a": jnp.arange(3.0)})
-        >>> table.to_xarray().square.sel(a=2).item()
-        4.0
-        """
-        return dataset(read(self.axes), self.values)
-
-    def __repr__(self) -> str:
-        axes = ", ".join(f"{axis.name}: {summary(axis)}" for axis in read(self.axes))
-        return f"Sweep({{{axes}}}, {_check.shapes(self.values)})"
 
 
 def sweep(
@@ -268,14 +141,3 @@ def _check_memory(runs: int, size: int) -> None:
             f"but the host has {available / 1e9:,.1f} GB: return the losses alone, or the end of "
             f"the run, or record fewer rows with record_every."
         )
-
-
-def _check_scores(scores: Any, shape: tuple[int, ...]) -> None:
-    """Check that there is one real number per run, and that not all are NaN."""
-    if not hasattr(scores, "dtype") or np.shape(scores) != shape or np.iscomplexobj(scores):
-        raise ValueError(
-            f"by gives {_check.shapes(scores)}, but a score is an array of real numbers of shape "
-            f"{list(shape)}: give by=lambda values: … with one number per run."
-        )
-    if np.isnan(scores).all():
-        raise ValueError("all runs score NaN, so none is best: score something that is a number.")
