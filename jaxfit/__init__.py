@@ -6,6 +6,7 @@ from jaxfit.blame import Blame, blame
 from jaxfit.checkpoint import load
 from jaxfit.data import minibatches
 from jaxfit.fit import fit
+from jaxfit.halving import halving
 from jaxfit.replay import at, best, fork, replay
 from jaxfit.stream import host_batches
 from jaxfit.sweep import Sweep, sweep
@@ -24,6 +25,7 @@ __all__ = [
     "data",
     "fit",
     "fork",
+    "halving",
     "host_batches",
     "init",
     "load",

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from jaxfit import _check, _tree
 from jaxfit._drive import host, tiles
-from jaxfit._drive.axes import parse
+from jaxfit._drive.axes import arrange, parse
 from jaxfit._drive.table import Sweep
 from jaxfit._drive.variant import restore, result_of, variants_of
 from jaxfit._types import PyTree
@@ -102,7 +102,6 @@ def sweep(
         batch_size = _check.count("batch_size", batch_size)
     devices = jax.devices() if devices is None else tiles.check_devices(devices)
 
-    outside = [axis for axis in parsed if not axis.inside]
     inside = [axis for axis in parsed if axis.inside]
     number = math.prod(map(len, inside))  # runs of one variant
     result = result_of(variants, inside)
@@ -112,24 +111,21 @@ def sweep(
         batch_size = tiles.default_batch_size(devices, number, size)
 
     values = [
-        np.empty((len(variants), number, *array.shape), array.dtype)
+        np.empty((len(variants) * number, *array.shape), array.dtype)
         for array in jax.tree.leaves(result)
     ]
     hidden = not progress or jax.process_index() != 0
     with tqdm(total=len(variants) * number, unit=" runs", disable=hidden) as bar:
         for part in tiles.compute(variants, inside, batch_size, devices):
-            at = part.variant, slice(part.runs.start, part.runs.stop)
+            first = part.variant * number + part.runs.start
             for value, new in zip(values, part.arrays, strict=True):
-                value[at] = new
+                value[first : first + len(new)] = new
             bar.update(len(part.runs))
 
-    made = outside + inside
-    shape, order = tuple(map(len, made)), [made.index(axis) for axis in parsed]
-    values = [
-        np.moveaxis(value.reshape(*shape, *value.shape[2:]), order, range(len(order)))
-        for value in values
-    ]
-    return Sweep({axis.name: axis.kept for axis in parsed}, restore(result, values))
+    return Sweep(
+        {axis.name: axis.kept for axis in parsed},
+        restore(result, [arrange(parsed, value) for value in values]),
+    )
 
 
 def _check_memory(runs: int, size: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cmath
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,12 +47,11 @@ def _positions_of_item(axis: Axis, label: Any) -> list[int]:
         return []
     with contextlib.suppress(TypeError, ValueError):  # if it is no tree of numbers
         label = _tree.without_keys(label)
-        leaves, structure = jax.tree_util.tree_flatten(axis.items)
-        labels, other = jax.tree_util.tree_flatten(label)
-        if structure != other:
+        structure: Callable[[Any], Any] = jax.tree.structure
+        if structure(label) != structure(axis.items):
             return []
         same = np.ones(len(axis), bool)
-        for leaf, one in zip(leaves, labels, strict=True):
+        for leaf, one in zip(jax.tree.leaves(axis.items), jax.tree.leaves(label), strict=True):
             given = np.asarray(one)
             if given.shape != leaf.shape[1:]:
                 return []

@@ -47,22 +47,32 @@ def averaged(
     scores: np.ndarray, axes: Sequence[Axis], over: str | Sequence[str], average: Average
 ) -> tuple[list[Axis], np.ndarray]:
     """Average scores over some axes; return the other axes, and the scores ``[*others]``."""
+    positions = positions_of(over, axes)
+    kept = [axis for i, axis in enumerate(axes) if i not in positions]
+    return kept, average_over(scores, positions, average)
+
+
+def positions_of(over: str | Sequence[str], axes: Sequence[Axis]) -> tuple[int, ...]:
+    """Return the positions of the axes to average over."""
     names = [over] if isinstance(over, str) else list(over)
     known = [axis.name for axis in axes]
     if unknown := [name for name in names if name not in known]:
         raise ValueError(
             f"over names {unknown[0]!r}, but the axes are {', '.join(known)}: name some of these."
         )
-    if not names:
-        return list(axes), scores
-    kept = [axis for axis in axes if axis.name not in names]
-    made = np.asarray(average(scores, axis=tuple(known.index(name) for name in set(names))))
-    if made.shape != tuple(map(len, kept)):
+    return tuple(i for i, name in enumerate(known) if name in names)
+
+
+def average_over(scores: np.ndarray, axis: tuple[int, ...], average: Average) -> np.ndarray:
+    """Average scores over some axes by a function of the user's."""
+    left = [length for i, length in enumerate(scores.shape) if i not in axis]
+    made: np.ndarray = np.asarray(average(scores, axis=axis) if axis else scores)
+    if list(made.shape) != left:
         raise ValueError(
             f"average returned an array {list(made.shape)}, but the axes that are left have the "
-            f"lengths {[*map(len, kept)]}: give a function like np.mean, which takes axis=…."
+            f"lengths {left}: give a function like np.mean, which takes axis=…."
         )
-    return kept, made
+    return made
 
 
 def order(scores: np.ndarray) -> np.ndarray:

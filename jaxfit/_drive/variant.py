@@ -37,18 +37,25 @@ class Variant:
     labels: dict[str, str] = dataclasses.field(compare=False)
 
 
-def variants_of(fn: Any, axes: Sequence[Axis]) -> list[Variant]:
-    """Check that a function takes the axes, and return a variant for each choice of objects."""
+def variants_of(fn: Any, axes: Sequence[Axis], before: Sequence[str] = ()) -> list[Variant]:
+    """Check that a function takes the axes, and return a variant for each choice of objects.
+
+    Args:
+      fn: the function.
+      axes: all axes.
+      before: the names of its positional arguments, which come before the keywords.
+    """
     names = [axis.name for axis in axes]
     if not callable(fn):
         raise TypeError(f"fn is {_check.show(fn)}, but must be a function of {', '.join(names)}.")
     with contextlib.suppress(ValueError):  # some builtins have no signature
         signature = inspect.signature(fn)
         try:
-            signature.bind(**dict.fromkeys(names))
+            signature.bind(*before, **dict.fromkeys(names))
         except TypeError as error:
+            first = f"{', '.join(before)} and " if before else ""
             raise TypeError(
-                f"fn takes {signature}, but is called with one keyword for each axis, "
+                f"fn takes {signature}, but is called with {first}one keyword for each axis, "
                 f"{', '.join(names)} ({error}): name the axes as its arguments."
             ) from None
     choices = itertools.product(
