@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
-import numpy as np
 from tqdm.auto import tqdm
 
 from jaxfit import _check, _tree
+from jaxfit._disk.paths import checked_path
+from jaxfit._disk.sweep_manifest import read_sweep
 from jaxfit._drive import host, tiles
-from jaxfit._drive.axes import arrange, parse
+from jaxfit._drive.axes import parse
+from jaxfit._drive.sweep_sinks import InMemory, SweepSink, open_directory
 from jaxfit._drive.table import Sweep
 from jaxfit._drive.variant import restore, result_of, variants_of
 from jaxfit._types import PyTree
@@ -26,6 +30,7 @@ def sweep(
     batch_size: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     progress: bool = False,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
 ) -> Sweep:
     """Run a function for every combination of labelled values, compiled, on every device.
 
@@ -55,6 +60,12 @@ def sweep(
         to several processes (``jax.distributed``), each process makes the same call and gets the
         whole result. To split a CPU into several devices, set ``jax_num_cpu_devices``.
       progress: whether to show a bar with runs per second.
+      checkpoint_dir: a directory, new or with this sweep. Results are committed to it in the
+        background, a block of one tile or more at a time, so that the process can be killed at any
+        moment: the same call goes on from there, with the same bits, also on other numbers of
+        devices. What is damaged is made again; to find it, all that is there is read once. A
+        finished sweep is returned without computing anything. Results may be larger than the host's
+        memory: ``values`` are read from disk when they are indexed. Needs the extra ``checkpoint``.
 
     Returns:
       A `Sweep`. Its values have the same structure, shapes and dtypes for all combinations.
@@ -69,20 +80,27 @@ def sweep(
       is started. XLA cannot stop what has been started, at most two tiles on each device: it
       finishes, and its result is discarded; Python waits for it before it exits.
 
+      With a ``checkpoint_dir``, ``xarray.open_zarr(f"{checkpoint_dir}/values.zarr")`` reads the
+      values with their names and coordinates in any other program, also while the sweep is running.
+      Its variable ``done``, bool ``[*axes]``, says which runs are there; what is not is NaN, or 0
+      for integers. PRNG keys are stored as their numbers, and bfloat16 as float32.
+
       A sweep of N runs, each with a result of b bytes and a time alone of t seconds, takes N·b
       bytes of memory on each host, four tiles of results on each device, and N·t/(s·D) seconds on
       D devices, where s is the speedup from batching. A million runs that return a loss (4 bytes)
       take 4 MB; those that return 1000 losses each take 4 GB on every host, and 12 GB with two
       parameters beside each loss. All devices of all hosts share the tiles, so that a sweep on H
-      hosts takes 1/H of the time. As every host holds the whole result, results too large for one
-      host must be swept in parts: each host sweeps its own part of an axis, with
-      ``devices=jax.local_devices()``.
+      hosts takes 1/H of the time. Every host holds the whole result, unless there is a
+      ``checkpoint_dir``, which all must see and the first process writes to.
 
     Raises:
       TypeError, ValueError: before anything is compiled, if an axis is not one of these kinds, if
         the function does not take the axes, if it returns different shapes for different Python
         objects (return less: optimizers have states of different shapes, but their losses have the
-        same), or if the result would not fit into the host's memory.
+        same), if the result would not fit into the host's memory or onto the disk, or if
+        ``checkpoint_dir`` holds another sweep, with the difference.
+      RuntimeError: if another sweep is writing to ``checkpoint_dir``.
+      OSError: if results could not be written; those before them are committed.
 
     >>> import jax.numpy as jnp, optax, jaxfit
     >>> def losses(optimizer, lr):
@@ -102,30 +120,35 @@ def sweep(
         batch_size = _check.count("batch_size", batch_size)
     devices = jax.devices() if devices is None else tiles.check_devices(devices)
 
+    path = None if checkpoint_dir is None else checked_path(checkpoint_dir)
     inside = [axis for axis in parsed if axis.inside]
     number = math.prod(map(len, inside))  # runs of one variant
     result = result_of(variants, inside)
-    size = _tree.nbytes(result)
-    _check_memory(len(variants) * number, size)
+    like, size = jax.tree.leaves(result), _tree.nbytes(result)
+    kept = None if path is None else read_sweep(path)
+    if batch_size is None and kept is not None:
+        batch_size = kept["batch_size"]
     if batch_size is None:
         batch_size = tiles.default_batch_size(devices, number, size)
 
-    values = [
-        np.empty((len(variants) * number, *array.shape), array.dtype)
-        for array in jax.tree.leaves(result)
-    ]
-    hidden = not progress or jax.process_index() != 0
-    with tqdm(total=len(variants) * number, unit=" runs", disable=hidden) as bar:
-        for part in tiles.compute(variants, inside, batch_size, devices):
-            first = part.variant * number + part.runs.start
-            for value, new in zip(values, part.arrays, strict=True):
-                value[first : first + len(new)] = new
-            bar.update(len(part.runs))
-
-    return Sweep(
-        {axis.name: axis.kept for axis in parsed},
-        restore(result, [arrange(parsed, value) for value in values]),
-    )
+    with contextlib.ExitStack() as stack:
+        if path is None:
+            _check_memory(len(variants) * number, size)
+            sink: SweepSink = InMemory(parsed, like)
+        else:
+            sink = stack.enter_context(open_directory(path, parsed, variants, result, batch_size))
+        wanted = sink.wanted(batch_size)
+        total = len(variants) * number
+        left = total if wanted is None else min(total, sum(map(len, wanted)) * batch_size)
+        hidden = not progress or jax.process_index() != 0
+        bar = tqdm(total=total, initial=total - left, unit=" runs", disable=hidden)
+        with bar:
+            for part in tiles.compute(variants, inside, batch_size, devices, wanted):
+                sink.add(*part)
+                bar.update(len(part.runs))
+            sink.finish()
+        values = sink.values(like)
+    return Sweep({axis.name: axis.kept for axis in parsed}, restore(result, values))
 
 
 def _check_memory(runs: int, size: int) -> None:

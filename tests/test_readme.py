@@ -21,7 +21,7 @@ def test_the_blocks_of_the_story_run_one_after_the_other(tmp_path, monkeypatch):
     names = {}
     for block in STORY:
         run(block, names)
-    assert {path.name for path in tmp_path.iterdir()} == {"path.png", "rates.png", "run"}
+    assert {path.name for path in tmp_path.iterdir()} == {"path.png", "rates.png", "run", "sweep"}
     assert len(STORY) >= 5
 
 

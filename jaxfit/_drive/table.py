@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxfit import _check, _tree
+from jaxfit._disk.rows import DiskArray
 from jaxfit._drive.axes import read, summary
 from jaxfit._drive.dataset import dataset
 from jaxfit._drive.labels import position
@@ -77,7 +78,10 @@ class Sweep:
             for axis in read(self.axes)
         )
         axes = {name: axis for name, axis in self.axes.items() if name not in wanted}
-        pick = lambda leaf: leaf[index] if _tree.is_array(leaf) else leaf
+
+        def pick(leaf: Any) -> Any:
+            return leaf[index] if _tree.is_array(leaf) or isinstance(leaf, DiskArray) else leaf
+
         return Sweep(axes, jax.tree.map(pick, self.values))
 
     def best(
