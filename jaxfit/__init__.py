@@ -3,12 +3,13 @@
 import importlib
 from typing import Any
 
-from jaxfit import callbacks, data, losses, models, record, stop
+from jaxfit import callbacks, data, losses, models, record, search, stop
 from jaxfit._version import __version__
 from jaxfit.blame import Blame, blame
 from jaxfit.checkpoint import load
 from jaxfit.data import minibatches
 from jaxfit.fit import fit
+from jaxfit.halving import halving
 from jaxfit.replay import at, best, fork, replay
 from jaxfit.stream import host_batches
 from jaxfit.sweep import Sweep, sweep
@@ -28,6 +29,7 @@ __all__ = [
     "data",
     "fit",
     "fork",
+    "halving",
     "host_batches",
     "init",
     "load",
@@ -36,6 +38,7 @@ __all__ = [
     "models",
     "record",
     "replay",
+    "search",
     "stop",
     "sweep",
     "train",

@@ -2,148 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from tqdm.auto import tqdm
 
 from jaxfit import _check, _tree
+from jaxfit._disk.paths import checked_path
+from jaxfit._disk.sweep_manifest import read_sweep
 from jaxfit._drive import host, tiles
-from jaxfit._drive.axes import parse, read, summary
-from jaxfit._drive.dataset import dataset
-from jaxfit._drive.labels import position
+from jaxfit._drive.axes import parse
+from jaxfit._drive.sweep_sinks import InMemory, SweepSink, open_directory
+from jaxfit._drive.table import Sweep
 from jaxfit._drive.variant import restore, result_of, variants_of
 from jaxfit._types import PyTree
 
 __all__ = ["Sweep", "sweep"]
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Sweep:
-    """The results of many runs, with the labels of their axes.
-
-    Attributes:
-      axes: the labels of every axis by its name, in the order of the leading axes of ``values``:
-        the array ``[items, …]`` or the pytree of arrays that was given, or a tuple of strings for
-        an axis of Python objects.
-      values: what the function returned for each point of the product, as NumPy arrays
-        ``[*axes, …]`` in host memory.
-    """
-
-    axes: dict[str, PyTree]
-    values: PyTree
-
-    def sel(
-        self,
-        labels: Mapping[str, Any] | None = None,
-        /,
-        *,
-        method: str | None = None,
-        **more: Any,
-    ) -> Sweep:
-        """Select one label of some axes, and drop these axes.
-
-        Items that are neither names nor single numbers (PRNG keys, vectors, zipped trees) are
-        selected by their positions 0, 1, ….
-
-        Args:
-          labels: labels by the names of their axes, for names that are not Python identifiers.
-          method: None to select the label itself, or ``"nearest"`` to select, on an axis of
-            numbers, the number nearest to it, and never NaN. On a floating axis the label is
-            rounded to the precision of the axis before it is looked up; on any other, the numbers
-            must be equal.
-          **more: labels by the names of their axes.
-
-        Returns:
-          A `Sweep` of the remaining axes.
-
-        Raises:
-          KeyError: if there is no such axis or label.
-          ValueError: if ``method`` is neither None nor ``"nearest"``.
-
-        >>> import jax.numpy as jnp, jaxfit
-        >>> table = jaxfit.sweep(lambda a, b: a * b, {"a": jnp.arange(3), "b": jnp.arange(4.0)})
-        >>> table.sel(a=2)
-        Sweep({b: 4 (0 … 3)}, float32[4])
-        >>> table.sel(a=2, b=2.9, method="nearest").values
-        np.float32(6.0)
-        """
-        wanted = {**(labels or {}), **more}
-        if unknown := [name for name in wanted if name not in self.axes]:
-            raise KeyError(f"there is no axis {unknown[0]!r}: the axes are {', '.join(self.axes)}.")
-        if method not in (None, "nearest"):
-            raise ValueError(f'method is {method!r}, but must be None or "nearest".')
-        index = tuple(
-            position(axis, wanted[axis.name], method) if axis.name in wanted else slice(None)
-            for axis in read(self.axes)
-        )
-        axes = {name: axis for name, axis in self.axes.items() if name not in wanted}
-        pick = lambda leaf: leaf[index] if _tree.is_array(leaf) else leaf
-        return Sweep(axes, jax.tree.map(pick, self.values))
-
-    def best(self, by: str | Callable[[PyTree], Any] | None = None) -> dict[str, Any]:
-        """Find the run with the lowest score; ``sweep.sel(sweep.best(…))`` is its result.
-
-        Args:
-          by: the score to minimise, an array ``[*axes]`` of one real number per run: a function
-            that computes it from ``values``; or its key in ``values``; or None if ``values`` is
-            the score itself. Runs that score NaN are passed over.
-
-        Returns:
-          A label for every axis, as `sel` takes it.
-
-        Raises:
-          ValueError: if there is not one real number per run, or if all are NaN.
-
-        >>> import jax.numpy as jnp, optax, jaxfit
-        >>> def final(lr):
-        ...     loss = lambda a: 0.5 * jnp.sum(a**2)
-        ...     return loss(jaxfit.train(loss, jnp.ones(2), optax.sgd(lr), 10).state.params)
-        >>> jaxfit.sweep(final, {"lr": jnp.array([0.1, 1.1, 3.0])}).best()
-        {'lr': np.float32(1.1)}
-        """
-        scores = by(self.values) if callable(by) else self.values if by is None else self.values[by]
-        axes = read(self.axes)
-        _check_scores(scores, tuple(map(len, axes)))
-        if jnp.issubdtype(scores.dtype, jnp.floating):  # NumPy does not pass over bfloat16's NaNs
-            scores = scores.astype(np.promote_types(scores.dtype, np.float32))
-        best = np.unravel_index(np.nanargmin(scores), np.shape(scores))
-        return {axis.name: axis.labels[i] for axis, i in zip(axes, best, strict=True)}
-
-    def to_xarray(self) -> Any:
-        """Return an ``xarray.Dataset``, for NetCDF, Zarr, plots and pandas.
-
-        The axes are its dimensions. Each array of ``values`` is a variable, named by its path
-        (``loss``, ``params.w``); a lone array is called ``value``. Rows of a `Run`, or of what
-        ``jaxfit.record.whole`` keeps, have the dimension ``step``, with the steps as its
-        coordinate, if all runs have the same steps, and the dimension ``row`` if not. A zipped
-        axis has a coordinate for every array ``[items]`` in it, such as ``axis.lr``.
-
-        Names are given in this order: to axes, the dimension of rows, coordinates of zipped axes,
-        variables and further dimensions. A name that is taken gets an underscore at its end: if an
-        axis is called ``loss``, a loss is the variable ``loss_``.
-
-        Returns:
-          The ``xarray.Dataset``.
-
-        Raises:
-          ImportError: if xarray is missing; the extra ``analysis`` installs it.
-
-        >>> import jax.numpy as jnp, jaxfit
-        >>> table = jaxfit.sweep(lambda a: {"square": a * a}, {"a": jnp.arange(3.0)})
-        >>> table.to_xarray().square.sel(a=2).item()
-        4.0
-        """
-        return dataset(read(self.axes), self.values)
-
-    def __repr__(self) -> str:
-        axes = ", ".join(f"{axis.name}: {summary(axis)}" for axis in read(self.axes))
-        return f"Sweep({{{axes}}}, {_check.shapes(self.values)})"
 
 
 def sweep(
@@ -153,6 +30,7 @@ def sweep(
     batch_size: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     progress: bool = False,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
 ) -> Sweep:
     """Run a function for every combination of labelled values, compiled, on every device.
 
@@ -182,6 +60,12 @@ def sweep(
         to several processes (``jax.distributed``), each process makes the same call and gets the
         whole result. To split a CPU into several devices, set ``jax_num_cpu_devices``.
       progress: whether to show a bar with runs per second.
+      checkpoint_dir: a directory, new or with this sweep. Results are committed to it in the
+        background, a block of one tile or more at a time, so that the process can be killed at any
+        moment: the same call goes on from there, with the same bits, also on other numbers of
+        devices. What is damaged is made again; to find it, all that is there is read once. A
+        finished sweep is returned without computing anything. Results may be larger than the host's
+        memory: ``values`` are read from disk when they are indexed. Needs the extra ``checkpoint``.
 
     Returns:
       A `Sweep`. Its values have the same structure, shapes and dtypes for all combinations.
@@ -196,20 +80,27 @@ def sweep(
       is started. XLA cannot stop what has been started, at most two tiles on each device: it
       finishes, and its result is discarded; Python waits for it before it exits.
 
+      With a ``checkpoint_dir``, ``xarray.open_zarr(f"{checkpoint_dir}/values.zarr")`` reads the
+      values with their names and coordinates in any other program, also while the sweep is running.
+      Its variable ``done``, bool ``[*axes]``, says which runs are there; what is not is NaN, or 0
+      for integers. PRNG keys are stored as their numbers, and bfloat16 as float32.
+
       A sweep of N runs, each with a result of b bytes and a time alone of t seconds, takes N·b
       bytes of memory on each host, four tiles of results on each device, and N·t/(s·D) seconds on
       D devices, where s is the speedup from batching. A million runs that return a loss (4 bytes)
       take 4 MB; those that return 1000 losses each take 4 GB on every host, and 12 GB with two
       parameters beside each loss. All devices of all hosts share the tiles, so that a sweep on H
-      hosts takes 1/H of the time. As every host holds the whole result, results too large for one
-      host must be swept in parts: each host sweeps its own part of an axis, with
-      ``devices=jax.local_devices()``.
+      hosts takes 1/H of the time. Every host holds the whole result, unless there is a
+      ``checkpoint_dir``, which all must see and the first process writes to.
 
     Raises:
       TypeError, ValueError: before anything is compiled, if an axis is not one of these kinds, if
         the function does not take the axes, if it returns different shapes for different Python
         objects (return less: optimizers have states of different shapes, but their losses have the
-        same), or if the result would not fit into the host's memory.
+        same), if the result would not fit into the host's memory or onto the disk, or if
+        ``checkpoint_dir`` holds another sweep, with the difference.
+      RuntimeError: if another sweep is writing to ``checkpoint_dir``.
+      OSError: if results could not be written; those before them are committed.
 
     >>> import jax.numpy as jnp, optax, jaxfit
     >>> def losses(optimizer, lr):
@@ -229,33 +120,34 @@ def sweep(
         batch_size = _check.count("batch_size", batch_size)
     devices = jax.devices() if devices is None else tiles.check_devices(devices)
 
-    outside = [axis for axis in parsed if not axis.inside]
+    path = None if checkpoint_dir is None else checked_path(checkpoint_dir)
     inside = [axis for axis in parsed if axis.inside]
     number = math.prod(map(len, inside))  # runs of one variant
     result = result_of(variants, inside)
-    size = _tree.nbytes(result)
-    _check_memory(len(variants) * number, size)
+    like, size = jax.tree.leaves(result), _tree.nbytes(result)
+    kept = None if path is None else read_sweep(path)
+    if batch_size is None and kept is not None:
+        batch_size = kept["batch_size"]
     if batch_size is None:
         batch_size = tiles.default_batch_size(devices, number, size)
 
-    values = [
-        np.empty((len(variants), number, *array.shape), array.dtype)
-        for array in jax.tree.leaves(result)
-    ]
-    hidden = not progress or jax.process_index() != 0
-    with tqdm(total=len(variants) * number, unit=" runs", disable=hidden) as bar:
-        for part in tiles.compute(variants, inside, batch_size, devices):
-            at = part.variant, slice(part.runs.start, part.runs.stop)
-            for value, new in zip(values, part.arrays, strict=True):
-                value[at] = new
-            bar.update(len(part.runs))
-
-    made = outside + inside
-    shape, order = tuple(map(len, made)), [made.index(axis) for axis in parsed]
-    values = [
-        np.moveaxis(value.reshape(*shape, *value.shape[2:]), order, range(len(order)))
-        for value in values
-    ]
+    with contextlib.ExitStack() as stack:
+        if path is None:
+            _check_memory(len(variants) * number, size)
+            sink: SweepSink = InMemory(parsed, like)
+        else:
+            sink = stack.enter_context(open_directory(path, parsed, variants, result, batch_size))
+        wanted = sink.wanted(batch_size)
+        total = len(variants) * number
+        left = total if wanted is None else min(total, sum(map(len, wanted)) * batch_size)
+        hidden = not progress or jax.process_index() != 0
+        bar = tqdm(total=total, initial=total - left, unit=" runs", disable=hidden)
+        with bar:
+            for part in tiles.compute(variants, inside, batch_size, devices, wanted):
+                sink.add(*part)
+                bar.update(len(part.runs))
+            sink.finish()
+        values = sink.values(like)
     return Sweep({axis.name: axis.kept for axis in parsed}, restore(result, values))
 
 
@@ -268,14 +160,3 @@ def _check_memory(runs: int, size: int) -> None:
             f"but the host has {available / 1e9:,.1f} GB: return the losses alone, or the end of "
             f"the run, or record fewer rows with record_every."
         )
-
-
-def _check_scores(scores: Any, shape: tuple[int, ...]) -> None:
-    """Check that there is one real number per run, and that not all are NaN."""
-    if not hasattr(scores, "dtype") or np.shape(scores) != shape or np.iscomplexobj(scores):
-        raise ValueError(
-            f"by gives {_check.shapes(scores)}, but a score is an array of real numbers of shape "
-            f"{list(shape)}: give by=lambda values: … with one number per run."
-        )
-    if np.isnan(scores).all():
-        raise ValueError("all runs score NaN, so none is best: score something that is a number.")

@@ -99,7 +99,7 @@ def test_they_are_not_written_to(rows):
     total += before
     assert (total == 2 * WHOLE).all()
     for write in lambda: np.add(WHOLE, 1, out=before), lambda: np.add.at(before, 0, 1):
-        with pytest.raises(TypeError, match=r"np\.add was to write to rows on disk, which"):
+        with pytest.raises(TypeError, match=r"np\.add was to write to an array on disk, which"):
             write()
     with pytest.raises(TypeError, match="does not support item assignment"):
         before[0] = 1

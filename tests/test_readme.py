@@ -22,7 +22,7 @@ def test_the_blocks_of_the_story_run_one_after_the_other(tmp_path, monkeypatch):
     for block in STORY:
         run(block, names)
     made = {path.name for path in tmp_path.iterdir()}
-    assert made == {"losses.csv", "path.png", "rates.png", "run"}
+    assert made == {"losses.csv", "path.png", "rates.png", "run", "sweep"}
     assert len(STORY) >= 5
 
 

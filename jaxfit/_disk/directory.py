@@ -264,6 +264,8 @@ def _prepare(path: pathlib.Path, manifest: Manifest) -> None:
                 f"{path} holds another run ({found}): give another directory, or go on from where "
                 f"that run stands with fit(loss, jaxfit.load({str(path)!r}).state, …) in another."
             )
+    elif "sweep.json" in names:
+        raise ValueError(f"{path} holds a sweep, and not a run: give another directory.")
     elif "end.json" in names or any(map(CHUNK.fullmatch, names)):
         raise ValueError(
             f"{path} holds an end.json or chunks, but no run.json that says which run they are of: "

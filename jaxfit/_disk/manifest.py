@@ -60,13 +60,6 @@ def fingerprint(
       traced: the programs of a row and of an evaluation, as ``jax.jit(…).trace`` returns them.
     """
     state, batch = _tree.without_keys(state), _tree.without_keys(batch)
-    text = "".join(str(one.jaxpr) for one in traced)
-    program = re.sub("0x[0-9a-f]+", "", text)  # functions print with addresses
-    seen: set[int] = set()
-    found = [constant for one in traced for constant in _constants(one.jaxpr, seen)]
-    constants = _describe(_tree.without_keys(found))
-    # In order, but each once: how often one appears depends on what JAX had traced before.
-    distinct = dict.fromkeys(map(tuple, constants.values()))
     return {
         "format": FORMAT,
         "jax": jax.__version__,
@@ -78,15 +71,27 @@ def fingerprint(
         "row": spec.encode(row),
         "evaluation": spec.encode(evaluation),
         "leaves": {
-            "params": _describe(state.params),
-            "the optimizer's state": _describe(state.opt_state),
-            "carry": _describe(state.carry),
-            "a row": _describe(row),
-            "an evaluation": _describe(evaluation),
-            "the first batch": _describe(batch),
+            "params": describe(state.params),
+            "the optimizer's state": describe(state.opt_state),
+            "carry": describe(state.carry),
+            "a row": describe(row),
+            "an evaluation": describe(evaluation),
+            "the first batch": describe(batch),
         },
-        "program": [zlib.crc32(program.encode()), *map(list, distinct)],
+        "program": describe_programs(traced),
     }
+
+
+def describe_programs(traced: Sequence[jax.stages.Traced]) -> list[Any]:
+    """Return the checksum of the jaxprs of programs, then descriptions of their constants."""
+    text = "".join(str(one.jaxpr) for one in traced)
+    program = re.sub("0x[0-9a-f]+", "", text)  # functions print with addresses
+    seen: set[int] = set()
+    found = [constant for one in traced for constant in _constants(one.jaxpr, seen)]
+    constants = describe(_tree.without_keys(found))
+    # In order, but each once: how often one appears depends on what JAX had traced before.
+    distinct = dict.fromkeys(map(tuple, constants.values()))
+    return [zlib.crc32(program.encode()), *map(list, distinct)]
 
 
 def _constants(program: Any, seen: set[int]) -> Iterator[Any]:
@@ -102,7 +107,7 @@ def _constants(program: Any, seen: set[int]) -> Iterator[Any]:
                 yield from _constants(inner, seen)
 
 
-def _describe(tree: PyTree) -> Leaves:
+def describe(tree: PyTree) -> Leaves:
     """Describe every leaf of a tree without keys; arrays that are here get a checksum."""
     described = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -180,7 +185,7 @@ def find_difference(directory: pathlib.Path, given: Manifest) -> str | None:
 
 def _difference(kept: Manifest, given: Manifest) -> str | None:
     for name, leaves in given["leaves"].items():
-        if found := _leaf_difference(name, kept["leaves"][name], leaves):
+        if found := leaf_difference(name, kept["leaves"][name], leaves):
             return found
     if kept["first"] != given["first"]:
         return f"the first step is {kept['first']} there and {given['first']} here"
@@ -198,7 +203,7 @@ def _difference(kept: Manifest, given: Manifest) -> str | None:
     return None
 
 
-def _leaf_difference(name: str, kept: Leaves, given: Leaves) -> str | None:
+def leaf_difference(name: str, kept: Leaves, given: Leaves) -> str | None:
     """Say how the leaves of one tree differ, if they do."""
     if extra := [key for key in kept if key not in given]:
         return f"{name} has the leaf {extra[0] or 'itself'} there, and not here"

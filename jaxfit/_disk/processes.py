@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 
-def lock(path: pathlib.Path) -> IO[str]:
+def lock(path: pathlib.Path, writer: str = "fit") -> IO[str]:
     """Lock a directory: nobody else can write to it while the returned file is open."""
     import fcntl  # not on Windows, where Orbax does not run either
 
@@ -21,15 +21,15 @@ def lock(path: pathlib.Path) -> IO[str]:
         file = (path / "lock").open("a")
     except OSError as error:
         raise type(error)(
-            f"{path} cannot be written ({error.strerror}): give another checkpoint_dir; what is "
-            f"there is read with jaxfit.load."
+            f"{path} cannot be written ({error.strerror}): give another checkpoint_dir"
+            + ("; what is there is read with jaxfit.load." if writer == "fit" else ".")
         ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
         raise RuntimeError(
-            f"{path} is being written by another fit: wait for it, or give another directory."
+            f"{path} is being written by another {writer}: wait for it, or give another directory."
         ) from None
     return file
 

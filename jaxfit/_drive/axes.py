@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -77,6 +77,22 @@ def read(axes: Mapping[str, Any]) -> list[Axis]:
         else _of_arrays(name, kept)
         for name, kept in axes.items()
     ]
+
+
+def arrange(axes: Sequence[Axis], value: np.ndarray) -> np.ndarray:
+    """Put what all runs returned in the order of the axes.
+
+    Args:
+      axes: all axes, in their order.
+      value: an array ``[runs, …]``: for each choice of Python objects, all runs inside a program.
+
+    Returns:
+      An array ``[*axes, …]``.
+    """
+    made = sorted(axes, key=lambda axis: axis.inside)
+    order = [made.index(axis) for axis in axes]
+    split = value.reshape(*map(len, made), *value.shape[1:])
+    return np.moveaxis(split, order, range(len(order)))
 
 
 def summary(axis: Axis) -> str:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxfit import _tree
+from jaxfit._disk.rows import DiskArray
 from jaxfit._drive.axes import Axis
 from jaxfit._types import PyTree
 from jaxfit.run import Run
@@ -30,29 +31,48 @@ def dataset(axes: Sequence[Axis], values: PyTree) -> Any:
         raise ImportError(
             'to_xarray needs xarray: run pip install "jaxfit-train[analysis]".'
         ) from error
-    values = _tree.without_keys(values)
+    read = lambda leaf: leaf[...] if isinstance(leaf, DiskArray) else leaf
+    values = _tree.without_keys(jax.tree.map(read, values))
+    steps, rows = _rows(values, len(axes))
+    coordinates, variables = named(axes, values, steps, rows)
+    return xarray.Dataset(variables, coordinates)
+
+
+def named(
+    axes: Sequence[Axis], values: PyTree, steps: np.ndarray | None = None, rows: Sequence[Any] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Name the coordinates and the arrays of a sweep.
+
+    Args:
+      axes: the axes of the sweep.
+      values: arrays ``[*axes, …]``, without keys.
+      steps: the steps of all rows, if all runs have the same.
+      rows: which arrays have a further dimension of rows.
+
+    Returns:
+      The coordinates and the variables, each a dimension or a list of them with an array.
+    """
     dimensions = [axis.name for axis in axes]
     free = _namer(dimensions)
-    steps, rows = _rows(values, len(axes))
-    coordinates: dict[str, Any] = {axis.name: np.asarray(axis.labels) for axis in axes}
-    row = free("row" if steps is None else "step") if rows else ""
+    coordinates: dict[str, Any] = {axis.name: (axis.name, np.asarray(axis.labels)) for axis in axes}
+    row = free("row" if steps is None else "step") if len(rows) else ""
     if steps is not None:
-        coordinates[row] = steps
+        coordinates[row] = row, steps
     for axis in axes:
         for path, leaf in _arrays(axis.items) if axis.inside else []:
             if path and leaf.ndim == 1:
                 coordinates[free(f"{axis.name}.{path}")] = axis.name, leaf
-    named = [
+    arrays = [
         (free(path or "value"), leaf)
         for path, leaf in _arrays(values)
         if steps is None or path != "step"  # which is a coordinate
     ]
     variables: dict[str, Any] = {}
-    for name, leaf in named:
+    for name, leaf in arrays:
         further = [f"{name}_dim_{i}" for i in range(np.ndim(leaf) - len(axes))]
         first = [row] if any(leaf is one for one in rows) else []
         variables[name] = [*dimensions, *first, *map(free, further[len(first) :])], leaf
-    return xarray.Dataset(variables, coordinates)
+    return coordinates, variables
 
 
 def _namer(taken: Iterable[str]) -> Callable[[str], str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import cmath
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,8 +20,9 @@ def position(axis: Axis, label: Any, method: str | None) -> int:
 
     Args:
       axis: where to search.
-      label: a number, or for Python objects anything whose ``str`` is a name. On a floating axis
-        it is rounded to the precision of the axis; on any other, the numbers must be equal.
+      label: a number, or for Python objects anything whose ``str`` is a name, or, on an axis whose
+        items are no single numbers, an item. On a floating axis it is rounded to the precision of
+        the axis; on any other, the numbers must be equal.
       method: None or ``"nearest"``, which is for numbers alone.
 
     Raises:
@@ -29,13 +32,35 @@ def position(axis: Axis, label: Any, method: str | None) -> int:
     if not isinstance(axis.labels, np.ndarray):
         found = [i for i, name in enumerate(axis.labels) if name == str(label)]
     elif number is None:
-        found = []
+        found = _positions_of_item(axis, label)
     else:
         found = _positions(axis.labels, number, method)
     if not found:
         near = "near " if method and axis.inside else ""
         raise KeyError(f"axis {axis.name!r} has no label {near}{label!r}: it has {summary(axis)}.")
     return found[0]
+
+
+def _positions_of_item(axis: Axis, label: Any) -> list[int]:
+    """Return where an item, a tree of arrays like the others, is on an axis of such trees."""
+    if axis.labels is axis.items:
+        return []
+    with contextlib.suppress(TypeError, ValueError):  # if it is no tree of numbers
+        label = _tree.without_keys(label)
+        structure: Callable[[Any], Any] = jax.tree.structure
+        if structure(label) != structure(axis.items):
+            return []
+        same = np.ones(len(axis), bool)
+        for leaf, one in zip(jax.tree.leaves(axis.items), jax.tree.leaves(label), strict=True):
+            given = np.asarray(one)
+            if given.shape != leaf.shape[1:]:
+                return []
+            if jnp.issubdtype(leaf.dtype, jnp.inexact):
+                given = given.astype(leaf.dtype)
+            equal = (leaf == given) | ((leaf != leaf) & (given != given))
+            same &= equal.reshape(len(axis), -1).all(axis=1)
+        return np.flatnonzero(same).tolist()
+    return []
 
 
 def _number(label: Any) -> Any:

@@ -28,7 +28,7 @@ class Started(NamedTuple):
     """A tile on every device, whose results may not be ready yet."""
 
     variant: int  # its position among all
-    runs: range  # of this variant
+    tiles: list[int]  # which of this variant
     arrays: list[jax.Array]  # [devices * batch_size, …], packed
 
 
@@ -79,40 +79,46 @@ def compute(
     axes: Sequence[Axis],
     batch_size: int,
     devices: Sequence[jax.Device],
+    wanted: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[Results]:
     """Run all variants of a function at all points of the axes inside a program.
 
-    Each device computes one tile while the results of the tile before it are consumed.
+    Each device computes one tile while the results of the tile before it are consumed. Tile t has
+    the runs from t·batch_size, whatever else is computed, so that its bits are always the same.
 
     Args:
       variants: all variants.
       axes: the axes inside a program.
       batch_size: how many runs a tile has.
       devices: the devices, of all processes.
+      wanted: for every variant, which tiles to compute; None for all.
 
     Yields:
-      The results of consecutive runs, variant by variant, as soon as they are computed.
+      The results of the runs of each tile, variant by variant, as soon as they are computed.
     """
     mesh = Mesh(np.array(devices), "runs")
-    number, stride = math.prod(map(len, axes)), batch_size * len(devices)
+    number = math.prod(map(len, axes))
     started: collections.deque[Started] = collections.deque()
     for index, variant in enumerate(variants):
-        for start in range(0, number, stride):
-            runs = range(start, min(start + stride, number))
-            items = _items(axes, range(start, start + stride), mesh)
-            with _noted(variant, runs, number):
+        every = range(math.ceil(number / batch_size)) if wanted is None else wanted[index]
+        for first in range(0, len(every), len(devices)):
+            chosen = list(every[first : first + len(devices)])
+            filled = chosen + chosen[-1:] * (len(devices) - len(chosen))
+            runs = [np.arange(tile * batch_size, (tile + 1) * batch_size) for tile in filled]
+            items = _items(axes, np.concatenate(runs), mesh)
+            with _noted(variant, chosen, batch_size, number):
                 arrays = run_tiles(variant, batch_size, mesh, items)
             _check.concrete("what fn closes over", arrays, "sweep")
-            started.append(Started(index, runs, arrays))
+            started.append(Started(index, chosen, arrays))
             if len(started) > 1:
-                yield from _finished(started.popleft(), variants, number)
+                yield from _finished(started.popleft(), variants, batch_size, number)
     while started:
-        yield from _finished(started.popleft(), variants, number)
+        yield from _finished(started.popleft(), variants, batch_size, number)
 
 
-def _items(axes: Sequence[Axis], runs: range, mesh: Mesh) -> dict[str, PyTree]:
+def _items(axes: Sequence[Axis], runs: np.ndarray, mesh: Mesh) -> dict[str, PyTree]:
     """Return the items of runs by axis, on the devices; numbers past the last run repeat it."""
-    position = np.minimum(np.asarray(runs), math.prod(map(len, axes)) - 1)
+    position = np.minimum(runs, math.prod(map(len, axes)) - 1)
     sharding = NamedSharding(mesh, PartitionSpec("runs"))
     items = {}
     for axis in reversed(axes):
@@ -124,14 +130,20 @@ def _items(axes: Sequence[Axis], runs: range, mesh: Mesh) -> dict[str, PyTree]:
     return items
 
 
-def _finished(started: Started, variants: Sequence[Variant], number: int) -> Iterator[Results]:
+def _finished(
+    started: Started, variants: Sequence[Variant], batch_size: int, number: int
+) -> Iterator[Results]:
     """Wait for a tile on every device, and yield the results that this process can read."""
-    index, runs, arrays = started
-    with _noted(variants[index], runs, number):
+    index, chosen, arrays = started
+    with _noted(variants[index], chosen, batch_size, number):
         host.wait(arrays)
-        for offset, tile in _read(arrays):
-            made = runs[offset:][: len(tile[0])]  # without the copies that fill up the last tile
-            yield Results(index, made, [array[: len(made)] for array in tile])
+        for offset, part in _read(arrays):
+            for place in range(0, len(part[0]), batch_size):
+                which = (offset + place) // batch_size
+                if which < len(chosen):  # devices without a tile of their own compute the last too
+                    begin = chosen[which] * batch_size
+                    runs = range(begin, min(begin + batch_size, number))
+                    yield Results(index, runs, [one[place : place + len(runs)] for one in part])
 
 
 def _read(arrays: list[jax.Array]) -> Iterator[tuple[int, list[np.ndarray]]]:
@@ -147,14 +159,15 @@ def _read(arrays: list[jax.Array]) -> Iterator[tuple[int, list[np.ndarray]]]:
 
 
 @contextlib.contextmanager
-def _noted(variant: Variant, runs: range, number: int) -> Iterator[None]:
+def _noted(variant: Variant, chosen: Sequence[int], batch_size: int, number: int) -> Iterator[None]:
     """Note on an error of the runtime where in a sweep it was raised."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         choice = f" with {variant.labels}" if variant.labels else ""
         error.add_note(
-            f"This ended jaxfit.sweep among runs {runs[0]} to {runs[-1]} of {number}{choice}, "
+            f"This ended jaxfit.sweep among runs {chosen[0] * batch_size} to "
+            f"{min((chosen[-1] + 1) * batch_size, number) - 1} of {number}{choice}, "
             f"where a callback in fn, or the device, raised it: call "
             f"{_check.show(variant.fn.value)} by itself to find the reason."
         )

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxfit import _check, _tree
+from jaxfit._disk.rows import DiskValues
 from jaxfit._drive.axes import Axis
 from jaxfit._tree import StaticLeaf
 from jaxfit._types import PyTree
@@ -37,18 +38,25 @@ class Variant:
     labels: dict[str, str] = dataclasses.field(compare=False)
 
 
-def variants_of(fn: Any, axes: Sequence[Axis]) -> list[Variant]:
-    """Check that a function takes the axes, and return a variant for each choice of objects."""
+def variants_of(fn: Any, axes: Sequence[Axis], before: Sequence[str] = ()) -> list[Variant]:
+    """Check that a function takes the axes, and return a variant for each choice of objects.
+
+    Args:
+      fn: the function.
+      axes: all axes.
+      before: the names of its positional arguments, which come before the keywords.
+    """
     names = [axis.name for axis in axes]
     if not callable(fn):
         raise TypeError(f"fn is {_check.show(fn)}, but must be a function of {', '.join(names)}.")
     with contextlib.suppress(ValueError):  # some builtins have no signature
         signature = inspect.signature(fn)
         try:
-            signature.bind(**dict.fromkeys(names))
+            signature.bind(*before, **dict.fromkeys(names))
         except TypeError as error:
+            first = f"{', '.join(before)} and " if before else ""
             raise TypeError(
-                f"fn takes {signature}, but is called with one keyword for each axis, "
+                f"fn takes {signature}, but is called with {first}one keyword for each axis, "
                 f"{', '.join(names)} ({error}): name the axes as its arguments."
             ) from None
     choices = itertools.product(
@@ -88,7 +96,13 @@ def result_of(variants: Sequence[Variant], axes: Sequence[Axis]) -> PyTree:
     return results[0]
 
 
-def restore(result: PyTree, arrays: Sequence[np.ndarray]) -> PyTree:
+def trace(variants: Sequence[Variant], axes: Sequence[Axis]) -> list[jax.stages.Traced]:
+    """Return the program of one run of each variant, for a fingerprint."""
+    items = {axis.name: jax.tree.map(lambda leaf: leaf[0], axis.items) for axis in axes}
+    return [_member.trace(variant, items) for variant in variants]
+
+
+def restore(result: PyTree, arrays: Sequence[np.ndarray | DiskValues]) -> PyTree:
     """Return what the runs of a sweep returned, from the result of one and the arrays of all.
 
     Args:
@@ -96,6 +110,12 @@ def restore(result: PyTree, arrays: Sequence[np.ndarray]) -> PyTree:
       arrays: its arrays in their order, with any leading axes.
     """
     packed = jax.tree.unflatten(jax.tree.structure(result), arrays)
+
+    def with_keys(node: Any) -> Any:
+        on_disk = isinstance(node, _tree.Keys) and isinstance(node.data, DiskValues)
+        return node.data.as_keys(node.kind) if on_disk else node
+
+    packed = jax.tree.map(with_keys, packed, is_leaf=lambda node: isinstance(node, _tree.Keys))
     return _tree.unpack(_tree.with_keys(packed))
 
 
