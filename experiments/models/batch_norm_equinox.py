@@ -20,7 +20,7 @@ class Net(eqx.Module):
 
     def __init__(self, key: jax.Array):
         first, second = jax.random.split(key)
-        self.hidden = eqx.nn.Linear(64, 32, key=first)
+        self.hidden = eqx.nn.Linear(64, 32, use_bias=False, key=first)
         self.norm = eqx.nn.BatchNorm(32, axis_name="batch", mode="batch")
         self.out = eqx.nn.Linear(32, 10, key=second)
 

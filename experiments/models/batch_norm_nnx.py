@@ -21,7 +21,7 @@ class Net(nnx.Module):
     """A perceptron that normalises its hidden layer."""
 
     def __init__(self, rngs: nnx.Rngs):
-        self.hidden = nnx.Linear(64, 32, rngs=rngs)
+        self.hidden = nnx.Linear(64, 32, use_bias=False, rngs=rngs)
         self.norm = nnx.BatchNorm(32, rngs=rngs)
         self.dropout = nnx.Dropout(0.1, rngs=rngs)
         self.out = nnx.Linear(32, 10, rngs=rngs)

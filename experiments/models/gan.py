@@ -49,7 +49,9 @@ def discriminator_loss(params: dict[str, Any], batch: tuple) -> jax.Array:
     """Return the loss of telling points of the data from those of the generator."""
     points, noise = batch
     fake = mlp(jax.lax.stop_gradient(params["generator"]), noise)
-    return judge(params["discriminator"], points, True) + judge(params["discriminator"], fake, False)
+    return judge(params["discriminator"], points, True) + judge(
+        params["discriminator"], fake, False
+    )
 
 
 def generator_loss(params: dict[str, Any], batch: tuple) -> jax.Array:

@@ -50,7 +50,7 @@ with_gradient.defvjp(
 )
 
 
-def scaled(loss: Callable[[Any, Any], jax.Array], patience: int = 100) -> Callable[..., Any]:
+def scaled(loss: Callable[[Any, Any], jax.Array], patience: int) -> Callable[..., Any]:
     """Return a loss with a `Scale` as its carry, which computes another one in float16."""
 
     def half(params: Any, batch: Any, scale: jax.Array) -> jax.Array:
@@ -72,13 +72,15 @@ def classification(params: Any, batch: tuple) -> jax.Array:
     return cross_entropy(mlp(params, x.astype(jnp.float16)).astype(jnp.float32), y)
 
 
-def train(params: Any, batches: jaxfit.data.Minibatches, num_steps: int) -> jaxfit.Run:
+def train(
+    params: Any, batches: jaxfit.data.Minibatches, num_steps: int, patience: int = 100
+) -> jaxfit.Run:
     """Return the run, which also keeps the scale of every step."""
     optimizer = optax.apply_if_finite(optax.adam(0.01), max_consecutive_errors=100)
     kept = lambda step: {"loss": step.loss, "params": step.params, "scale": step.carry.scale}
     start = Scale(jnp.float32(2**20), jnp.int32(0))
     options = {"data": batches, "carry": start, "record": kept}
-    return jaxfit.train(scaled(classification), params, optimizer, num_steps, **options)
+    return jaxfit.train(scaled(classification, patience), params, optimizer, num_steps, **options)
 
 
 def main() -> None:
