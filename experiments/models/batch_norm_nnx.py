@@ -1,7 +1,7 @@
 """Train a Flax NNX model with batch normalisation and dropout: what it changes is the carry.
 
-``nnx.split`` takes a model apart into its graph, its parameters, and all that it changes on the way:
-running means and variances, and the counters that dropout's keys are made of.
+``nnx.split`` takes a model apart into its graph, its parameters, and all that it changes on the
+way: running means and variances, and the counters that dropout's keys are made of.
 """
 
 from __future__ import annotations

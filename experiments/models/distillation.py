@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import jaxfit
@@ -38,17 +37,19 @@ def train(teacher: Any, student: Any, digits: tuple, key: jax.Array, num_steps: 
 def main() -> None:
     """Print how many digits a teacher reads, its student, and the same student by itself."""
     (x, y), (test_x, test_y) = split_digits(jax.random.key(0))
-    few, key = (x[:200], y[:200]), jax.random.key(1)
+    key = jax.random.key(1)
     draw = lambda *sizes: mlp_init(jax.random.key(2), sizes)
-    alone = jax.jit(lambda params, data: jaxfit.train(
-        objective(mlp, cross_entropy), params, optax.adam(0.01), 500, data=data
-    ))  # fmt: skip
-    teacher = alone(draw(64, 128, 10), jaxfit.minibatches((x, y), 64, key)).state.params
-    small = draw(64, 8, 10)
+    alone = jax.jit(
+        lambda params, batches: jaxfit.train(
+            objective(mlp, cross_entropy), params, optax.adam(0.01), 500, data=batches
+        )
+    )
+    batches = jaxfit.minibatches((x, y), 64, key)
+    teacher, small = alone(draw(64, 128, 10), batches).state.params, draw(64, 8, 10)
     models = {
         "teacher": teacher,
         "student": jax.jit(train, static_argnums=4)(teacher, small, (x, y), key, 500).state.params,
-        "by itself": alone(small, jaxfit.minibatches((x, y), 64, key)).state.params,
+        "by itself": alone(small, batches).state.params,
     }
     for name, params in models.items():
         print(f"{name:10} {accuracy(mlp(params, test_x), test_y):.3f}")

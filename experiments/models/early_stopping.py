@@ -1,4 +1,4 @@
-"""Train in epochs, validate after each, stop when it gets no better, and keep the best parameters."""
+"""Train in epochs, validate after each, stop when it gets no better, and keep the best."""
 
 from __future__ import annotations
 

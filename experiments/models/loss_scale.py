@@ -1,12 +1,12 @@
 """Train in float16 with a dynamic loss scale, which is the carry.
 
-Gradients in float16 lose what is below 6e-8 and overflow above 65504. So the loss is multiplied by a
-scale before it is differentiated, and the gradient divided by it in float32. The scale is halved
-where the gradient overflows, in which case the step is skipped, and doubled after a number of finite
-steps (Micikevicius et al. 2018, `Mixed Precision Training <https://arxiv.org/abs/1710.03740>`_).
+Gradients in float16 lose what is below 6e-8 and overflow above 65504. So the loss is multiplied by
+a scale before it is differentiated, and the gradient divided by it in float32. Where the gradient
+overflows, the step is skipped and the scale halved; after a number of finite steps, it is doubled
+(Micikevicius et al. 2018, `Mixed Precision Training <https://arxiv.org/abs/1710.03740>`_).
 
-What the scale becomes depends on the gradient, so the loss computes the gradient by itself and hands
-it on; ``optax.apply_if_finite`` skips the steps that overflow.
+What the scale becomes depends on the gradient, so the loss computes the gradient by itself and
+hands it on; ``optax.apply_if_finite`` skips the steps that overflow.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class Field(eqx.Module):
     network: eqx.nn.MLP
 
     def __init__(self, key: jax.Array):
-        self.network = eqx.nn.MLP(2, 2, 32, 2, activation=jax.nn.softplus, key=key)
+        self.network = eqx.nn.MLP(2, 2, 32, 1, activation=jax.nn.softplus, key=key)
 
     def __call__(self, t: jax.Array, y: jax.Array, args: None) -> jax.Array:
         return self.network(y)
@@ -33,7 +33,7 @@ def solve(field: Field, times: jax.Array, start: jax.Array) -> jax.Array:
     """Return the solution from a start [2] at some times, [times, 2]."""
     return diffrax.diffeqsolve(
         diffrax.ODETerm(field),
-        diffrax.Tsit5(),
+        diffrax.Bosh3(),
         times[0],
         times[-1],
         times[1] - times[0],

@@ -29,7 +29,7 @@ class Play(NamedTuple):
 
 def push(pole: jax.Array, right: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Push a cart for 20 ms; return the pole after it, or the start if it fell, and whether so."""
-    x, speed, angle, turning = pole
+    _, speed, angle, turning = pole
     force = jnp.where(right, 10.0, -10.0)
     sine, cosine = jnp.sin(angle), jnp.cos(angle)
     pull = (force + 0.05 * turning**2 * sine) / 1.1

@@ -108,7 +108,7 @@ def test_the_loss_scale_is_the_one_of_flax():
         seen = jax.tree.map(lambda leaf, t=t: leaf[t], run.trajectory)
         assert seen["scale"] == scale.scale
         assert_close(seen["params"], params, rtol=1e-2, atol=1e-3)
-        scale, params, opt_state, loss, finite = step(scale, params, opt_state, batch(t))
+        scale, params, opt_state, loss, _ = step(scale, params, opt_state, batch(t))
         np.testing.assert_allclose(seen["loss"], loss, rtol=1e-2)
     changes = np.sign(np.diff(run.trajectory["scale"]))
     assert {*changes} == {-1, 0, 1}  # it has overflowed, and grown again
@@ -193,7 +193,7 @@ def test_ppo_plays_and_learns_in_turn_as_nested_loops_do():
 def test_a_pole_falls_as_in_the_equations_of_barto_sutton_and_anderson():
     pole = np.array([0.1, -0.4, 0.15, 0.9])
     force, gravity, cart, mass, length = -10.0, 9.8, 1.0, 0.1, 0.5
-    x, speed, angle, turning = pole
+    _, speed, angle, turning = pole
     sine, cosine = np.sin(angle), np.cos(angle)
     pull = (-force - mass * length * turning**2 * sine) / (cart + mass)
     twist = gravity * sine + cosine * pull
