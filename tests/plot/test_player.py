@@ -243,6 +243,9 @@ def test_a_page_fetches_nothing_and_allows_nothing_else(tmp_path):
     assert "default-src 'none'" in text and text.count("<script") == 1
 
 
+# imageio-ffmpeg leaves the pipes open that it reads a film through.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.mp4"])
 def test_a_file_has_the_frames_that_were_drawn(tmp_path, name):
     pytest.importorskip("imageio_ffmpeg")
