@@ -66,7 +66,7 @@ def playing(visit, tmp_path):
 
 def until(tab, condition):
     """Wait by looking again and again: the page's own policy forbids to evaluate text in it."""
-    for _ in range(300):
+    for _ in range(1000):
         if condition():
             return
         tab.wait_for_timeout(10)
@@ -137,6 +137,7 @@ def test_it_ends_where_it_is_not_to_loop(playing):
     tab.locator("button").first.click()
     until(tab, lambda: at(tab) == 4)
     tab.wait_for_selector("button[aria-label=play]")
+    tab.select_option("select", "0.25")  # slow enough to see every frame
     tab.locator("button").first.click()  # from the beginning
     until(tab, lambda: at(tab) == 2)
 
