@@ -30,6 +30,7 @@ import pytest
 import jaxfit
 from jaxfit import plot
 from jaxfit._disk import spec
+from jaxfit._disk.manifest import FORMAT
 from jaxfit._disk.rows import DiskRows
 from jaxfit._drive.program import _steps
 from jaxfit.fit import fit
@@ -560,7 +561,7 @@ def test_programs_of_other_versions_are_not_compared(change, copy, data):
 @pytest.mark.parametrize(
     ("manifest", "use"),
     [
-        ({"format": 2, "jaxfit": "9.1.2"}, "jaxfit 9.1.2, which wrote it"),
+        ({"format": 9, "jaxfit": "9.1.2"}, "jaxfit 9.1.2, which wrote it"),
         ({"format": 0}, "the jaxfit that wrote it"),
     ],
 )
@@ -569,7 +570,7 @@ def test_a_directory_of_another_format_is_refused(manifest, use, copy, data):
     before = sorted(path.name for path in copy.iterdir())
     said = (
         f"{copy} holds a run in format {manifest['format']}, but jaxfit {jaxfit.__version__} reads "
-        f"format 1: use {use}, or give another directory."
+        f"format {FORMAT}: use {use}, or give another directory."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
         jaxfit.load(copy)

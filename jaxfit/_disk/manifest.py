@@ -196,10 +196,8 @@ def _difference(kept: Manifest, given: Manifest) -> str | None:
     # around the same loss differently.
     same_writer = kept["jax"] == given["jax"] and kept.get("jaxfit") == given["jaxfit"]
     if same_writer and kept["program"] != given["program"]:
-        return (
-            "the same shapes, but the loss, optimizer, data, record or evaluate computes "
-            "differently"
-        )
+        parts = "data or record" if given["evaluate_every"] is None else "data, record or evaluate"
+        return f"the same shapes, but the loss, optimizer, {parts} computes differently"
     return None
 
 
