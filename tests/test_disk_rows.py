@@ -85,7 +85,7 @@ def test_they_have_what_arrays_have(rows):
     assert ((rows - rows) == 0).all() and (2 * rows == rows + WHOLE).all()
     assert isinstance(jnp.ones(3) + rows, np.ndarray) and np.hypot(rows, rows).shape == (30, 3)
     assert np.array(rows, np.float32).dtype == np.float32
-    with pytest.raises(ValueError, match="are read into a new array: leave copy=False out"):
+    with pytest.raises(ValueError, match="is read into a new array: leave copy=False out"):
         np.array(rows, copy=False)
 
 
@@ -114,7 +114,7 @@ def test_jax_takes_them_as_arrays_once_they_are_read(rows):
         with pytest.raises(TypeError, match=said):
             call(rows)
     for pick in lambda index: rows[index], lambda index: rows[index, 0]:
-        with pytest.raises(TypeError, match="indexed by a traced number: read them with"):
+        with pytest.raises(TypeError, match="indexed by a traced number: read it with"):
             jax.jit(pick)(3)
 
 
