@@ -1,4 +1,4 @@
-"""List the studies and the benchmarks, one per line."""
+"""List the studies, the benchmarks and the examples of loops, one per line."""
 
 import ast
 import pathlib
@@ -9,7 +9,7 @@ HERE = pathlib.Path(__file__).parent
 
 def main() -> None:
     """Print the name of each with the first line of its docstring."""
-    print("Run one with python -m NAME; all of them take --help.\n")
+    print("Run one with python -m NAME; all but experiments.models take --help.\n")
     for module in pkgutil.walk_packages([str(HERE)], "experiments."):
         path = HERE.parent / (module.name.replace(".", "/") + ".py")
         if not module.ispkg and not path.stem.startswith("_"):

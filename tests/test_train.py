@@ -303,31 +303,6 @@ def test_a_linen_model_trains_through_apply(line):
     np.testing.assert_allclose(run.state.params["params"]["bias"], [intercept], rtol=1e-4)
 
 
-def test_state_is_carried_as_a_parameter_that_sgd_of_rate_one_sets():
-    values = jnp.array([1.0, -2.0, 4.0, 0.5])
-    stop = jax.lax.stop_gradient
-
-    def loss(params, batch):
-        w, mean = params["w"], params["mean"]
-        pull = mean * stop(mean - (0.9 * mean + 0.1 * batch))
-        return (w - stop(mean)) ** 2 + pull - stop(pull)
-
-    names = {"w": "w", "mean": "mean"}
-    optimizer = optax.partition({"w": optax.sgd(0.2), "mean": optax.sgd(1.0)}, names)
-    start = {"w": 0.0, "mean": 3.0}
-    run = jaxfit.train(loss, start, optimizer, 40, data=lambda step: values[step % 4])
-
-    w, mean = 0.0, 3.0
-    for step in range(40):
-        kept = row(run.trajectory, step)
-        np.testing.assert_allclose(
-            [kept["params"]["w"], kept["params"]["mean"], kept["loss"]],
-            [w, mean, (w - mean) ** 2],
-            atol=1e-5,
-        )
-        w, mean = w - 0.4 * (w - mean), 0.9 * mean + 0.1 * values[step % 4]
-
-
 # An optimizer of one's own.
 
 

@@ -25,7 +25,11 @@ def test_a_neural_ode_is_the_loop_of_diffrax_example():
 
     @eqx.filter_jit
     def step(field, opt_state):
-        loss, grads = eqx.filter_value_and_grad(neural_ode.loss)(field, (times, curves))
+        def objective(field):
+            solve = lambda start: neural_ode.solve(field, times, start)
+            return jnp.mean((jax.vmap(solve)(curves[:, 0]) - curves) ** 2)
+
+        loss, grads = eqx.filter_value_and_grad(objective)(field)
         updates, opt_state = optimizer.update(grads, opt_state)
         return loss, eqx.apply_updates(field, updates), opt_state
 
@@ -50,8 +54,9 @@ def test_variational_inference_is_svi_run():
 
 def test_a_gaussian_process_is_gpjax_fit():
     pytest.importorskip("gpjax", reason="GPJax needs jax < 0.11", exc_type=ImportError)
-    from experiments.models import gaussian_process as gp
     from gpjax import fit
+
+    from experiments.models import gaussian_process as gp
 
     with jax.enable_x64(True):
         model, data = gp.make(), gp.wave(jax.random.key(0), 20)
