@@ -81,6 +81,8 @@ def work(arguments: argparse.Namespace) -> None:
         os.read(0, 1)  # returns when the other end of the pipe is closed
         os.kill(os.getpid(), signal.SIGINT)
 
+    # A shell starts what it puts in the background with SIGINT ignored, and so its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=guard, daemon=True).start()
     try:
         fit(problem(arguments.out, arguments.seed, arguments.width), arguments.out, STEPS)
