@@ -105,7 +105,8 @@ def stepper(problem: Problem, params: Params | State, carry: PyTree = None) -> S
 
     def row_of(record: Recorder) -> Callable[[State, Info], Row]:
         def row(state: State, info: Info) -> Row:
-            return _tree.pack(_check_row(record(step_of(state, info)), (rest, objects)))
+            made = record(step_of(state, info))
+            return _kept("record", made, (rest, objects), "a row", "step.loss")
 
         return as_unit(row)
 
@@ -203,19 +204,19 @@ def _conjugate(grads: Updates) -> Updates:
     return jax.tree.map(lambda leaf: leaf.conj() if jnp.iscomplexobj(leaf) else leaf, grads)
 
 
-def _check_row(row: Row, rest: PyTree) -> Row:
-    """Return a row, which must hold at least one array."""
-    if not any(map(_check.is_carried, jax.tree.leaves(_check_carried("record", row, rest)))):
-        raise ValueError(
-            f"record returned {_check.show(row)}, but a row needs at least one array: "
-            f"return what to keep, such as step.loss."
-        )
-    return row
-
-
 def evaluated(evaluate: Evaluate, state: State, rest: PyTree) -> PyTree:
     """Return what a function makes of a State, packed; it may hold objects found in ``rest``."""
-    return _tree.pack(_check_carried("evaluate", evaluate(state), rest))
+    return _kept("evaluate", evaluate(state), rest, "an evaluation", "a loss on other data")
+
+
+def _kept(name: str, tree: PyTree, rest: PyTree, what: str, example: str) -> PyTree:
+    """Return what a function returned, packed; it must hold at least one array."""
+    if not any(map(_check.is_carried, jax.tree.leaves(_check_carried(name, tree, rest)))):
+        raise ValueError(
+            f"{name} returned {_check.show(tree)}, but {what} needs at least one array: "
+            f"return what to keep, such as {example}."
+        )
+    return _tree.pack(tree)
 
 
 def _check_carried(name: str, tree: PyTree, rest: PyTree) -> PyTree:

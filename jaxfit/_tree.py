@@ -44,7 +44,7 @@ def is_proper_array(leaf: Any) -> bool:
 
 def is_trained(leaf: Any) -> bool:
     """Return whether a leaf of parameters that went through `as_arrays` is trained."""
-    return is_trainable(leaf) and not is_number(leaf)
+    return is_proper_array(leaf) and is_trainable(leaf)
 
 
 # Nodes in which a number of Python's is a value. In any other node, such as an Equinox module, it

@@ -78,8 +78,8 @@ def fit(
       record: as in `train`.
       record_every: as in `train`.
       evaluate: as in `train`.
-      evaluate_every: as in `train`. Chunks end where the run is evaluated, so that there is time
-        for a program to be called.
+      evaluate_every: as in `train`, and how often ``callback`` is called; with a callback, it can
+        be given without ``evaluate``. Chunks end at these steps.
       chunk_size: the number of steps to make at once, rounded up to a multiple of ``record_every``.
         By default as many as take about half a second, or four times as long as ``callback`` takes,
         or have 16 MB of rows and batches if that is less. With a ``checkpoint_dir``, a hundredth of
@@ -95,7 +95,7 @@ def fit(
         The run ends at the first step for which it is true, as if ``num_steps`` had been the
         number of steps before it: ``run.state`` is the state before that step. What the rule
         remembers goes with this State, so that `fit` from there with the same rule goes on
-        counting.
+        counting, or ends at once if the rule was what ended the run.
       callback: ``callback(state, rows, evaluation)``, called on the host after every
         ``evaluate_every`` steps and at the end, in order and once each; without ``evaluate_every``,
         after every chunk. It is given the State there, the rows since the last call, ``[rows, …]``,

@@ -41,7 +41,7 @@ def halving(
 
     This is successive halving. All members of a rung train together, as in ``jaxfit.sweep``; then
     the best of every ``keep`` go on from their own states for about ``keep`` times the steps. N
-    members cost N/keep^(rungs-1)·rungs full runs in the place of N. What makes a good end but a bad
+    members cost N/keep^(rungs-1)·rungs full runs instead of N. What makes a good end but a bad
     beginning is lost: with several ``brackets``, as in Hyperband, some of the members begin at a
     later rung, after more steps.
 
@@ -87,7 +87,7 @@ def halving(
 
     Raises:
       TypeError, ValueError: before anything is compiled, as `sweep` does, and if shapes depend on
-        the number of steps, or if there are too few members or steps for so many rungs.
+        the number of steps, or if there are too few members or steps for that number of rungs.
 
     References:
       Jamieson and Talwalkar, *Non-stochastic best arm identification and hyperparameter

@@ -172,6 +172,10 @@ REFUSED = {
         {"evaluate": lambda: 0.0, "evaluate_every": 5},
         r"evaluate <lambda> takes other arguments, but it is called as evaluate\(state\)",
     ),
+    "nothing": (
+        {"evaluate": lambda state: None, "evaluate_every": 5},
+        "evaluate returned None, but an evaluation needs at least one array",
+    ),
     "text": (
         {"evaluate": lambda state: "good", "evaluate_every": 5},
         "evaluate returned 'good', but may return only arrays and numbers",

@@ -62,3 +62,11 @@ def test_what_is_pure_needs_nothing_that_drives_draws_or_writes(name):
         new = {inner for module in new for inner in imported(module)} - reached
     outside = ("jaxfit._drive", "jaxfit._disk", "jaxfit.plot", "jaxfit.fit", "jaxfit.sweep")
     assert not [module for module in reached if module.startswith(outside)]
+
+
+def test_what_keeps_runs_on_disk_needs_nothing_that_drives_them():
+    reached, new = set(), {name for name in MODULES if name.startswith("jaxfit._disk")}
+    while new:
+        reached |= new
+        new = {inner for module in new for inner in imported(module)} - reached
+    assert not [module for module in reached if module.startswith("jaxfit._drive")]

@@ -29,7 +29,7 @@ class Blocks:
 
     @classmethod
     def of(cls, lengths: Sequence[int], inside: Sequence[bool], most: int) -> Blocks:
-        """Split runs into blocks of about equal lengths, of at most so many runs."""
+        """Split runs into blocks of about equal lengths, of at most ``most`` runs."""
         chunk, runs = [1] * len(lengths), 1
         for axis in reversed(range(len(lengths))):
             if inside[axis] and most // runs > 0:

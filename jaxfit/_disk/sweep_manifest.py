@@ -11,7 +11,6 @@ import jax
 from jaxfit._disk import files
 from jaxfit._disk.blocks import Blocks
 from jaxfit._disk.manifest import Leaves, describe, describe_programs, leaf_difference
-from jaxfit._drive.axes import Axis
 from jaxfit._types import PyTree
 from jaxfit._version import __version__
 
@@ -32,7 +31,7 @@ class SweepManifest(TypedDict):
 
 
 def fingerprint(
-    axes: Sequence[Axis],
+    axes: Sequence[tuple[str, Sequence[str] | PyTree]],
     result: PyTree,
     batch_size: int,
     blocks: Blocks,
@@ -41,7 +40,7 @@ def fingerprint(
     """Return what identifies a sweep, which the one in a directory is compared with.
 
     Args:
-      axes: all axes.
+      axes: the name of every axis, and the labels of Python objects or a tree of arrays.
       result: what one run returns, with ShapeDtypeStructs for arrays and without keys.
       batch_size: how many runs are computed at once, on which their last bits depend.
       blocks: the blocks.
@@ -52,7 +51,7 @@ def fingerprint(
         "jax": jax.__version__,
         "jaxfit": __version__,
         "axes": [
-            [axis.name, describe(axis.items) if axis.inside else list(axis.labels)] for axis in axes
+            [name, items if isinstance(items, list) else describe(items)] for name, items in axes
         ],
         "result": describe(result),
         "batch_size": batch_size,

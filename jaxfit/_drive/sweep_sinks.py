@@ -20,8 +20,8 @@ from jaxfit._drive.dataset import named
 from jaxfit._drive.variant import Variant, trace
 from jaxfit._types import PyTree
 
-# A variant has about this many blocks, if it has more runs than this and a tile: few enough to open
-# a directory with, and so many that little is lost.
+# A variant has about this many blocks, if it has more runs than this and a tile: few enough that a
+# directory opens quickly, and enough that little is lost with one.
 _BLOCKS = 256
 _LARGEST = 2**26  # bytes of a block, if it has more than one run
 
@@ -105,7 +105,8 @@ def open_directory(
         done += "_"
     dimensions = tuple(axis.name for axis in axes)
     variables.append(Variable(done, dimensions, blocks.lengths, np.dtype(bool), blocks.chunk))
-    manifest = fingerprint(axes, result, batch_size, blocks, trace(variants, inside))
+    kept = [(axis.name, axis.items if axis.inside else list(axis.labels)) for axis in axes]
+    manifest = fingerprint(kept, result, batch_size, blocks, trace(variants, inside))
     return SweepDirectory(path, manifest, blocks, variables, coordinates)
 
 

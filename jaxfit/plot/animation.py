@@ -50,8 +50,8 @@ def animate_fit(
       model: ``model(params, x) -> prediction [examples]``.
       data: ``(x, y)``, as in `fit`.
       interval: milliseconds from one frame to the next.
-      most: of more rows than this, so many frames are drawn, evenly spaced; those alone are read
-        where the run is on disk.
+      most: the most frames. Of more rows, this number is drawn, evenly spaced; no others are read
+        from disk.
       ax: the axes to draw on; those of a new figure if None.
 
     Returns:

@@ -98,6 +98,19 @@ def test_runs_on_disk(tmp_path, known):
         assert_same_bits(found, picked(known[0], steps))
 
 
+def test_a_run_with_a_carry_is_replayed_and_its_states_bring_it():
+    def fading(a, carry):  # of curvature 2, 1, 1/2, …
+        return carry * jnp.sum(a**2), carry / 2
+
+    sgd = optax.sgd(0.01)
+    sharpness = lambda step: analysis.curvature(fading, step).eigenvalues[0]
+    plain = jaxfit.train(fading, jnp.ones(2), sgd, 8, carry=1.0, keyframe_every=4)
+    states = jaxfit.train(fading, jnp.ones(2), sgd, 8, carry=1.0, record=jaxfit.record.state)
+    for run, given in (plain, sgd), (states, None):
+        found = analysis.along(sharpness, fading, run, given, steps=[0, 3, 6])
+        np.testing.assert_allclose(found, [2, 1 / 4, 1 / 32], rtol=1e-5)
+
+
 def test_stacked_runs_and_sweeps():
     def one(scale):
         return jaxfit.train(

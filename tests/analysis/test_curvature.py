@@ -1,6 +1,5 @@
 """Eigenvalues of a loss's second derivative agree with closed forms, within their own bounds."""
 
-import dataclasses
 import sys
 import warnings
 
@@ -151,12 +150,8 @@ def test_under_x64_all_digits_come():
 
 
 def test_a_state_brings_its_carry_and_lookahead_its_fast_half():
-    @dataclasses.dataclass(frozen=True)
-    class Carrying(jaxfit.State):
-        carry: object = None
-
     loss = lambda a, carry: (carry * jnp.sum(a**2), carry)
-    state = Carrying(0, jnp.ones(2), None, carry=3.0)
+    state = jaxfit.State(0, jnp.ones(2), None, carry=3.0)
     assert jax.grad(point_of(loss, state).loss)(jnp.ones(2))[0] == 6
     pair = optax.LookaheadParams(jnp.ones(2), jnp.zeros(2))
     assert_same_bits(point_of(lambda a: jnp.sum(a**4), pair).at, jnp.ones(2))

@@ -1,7 +1,5 @@
 """Lines, planes and principal components agree with closed forms."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,12 +48,8 @@ def test_ends_are_ends_and_other_leaves_are_those_of_the_first():
 
 
 def test_states_bring_their_carries():
-    @dataclasses.dataclass(frozen=True)
-    class Carrying(jaxfit.State):
-        carry: object = None
-
     loss = lambda a, carry: (a * carry, carry)
-    a, b = Carrying(0, 1.0, None, carry=2.0), Carrying(0, 3.0, None, carry=4.0)
+    a, b = (jaxfit.State(0, value, None, carry=value + 1) for value in (1.0, 3.0))
     found = analysis.line(loss, a, b, num=3)
     np.testing.assert_allclose(found.loss, [2, 6, 12])
 
