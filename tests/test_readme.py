@@ -1,4 +1,4 @@
-"""The README's Python blocks run, in their order; its commands are the ones that are tested."""
+"""The Python blocks of the README run in their order, those of the models each by itself."""
 
 import pathlib
 import re
@@ -7,9 +7,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-MODELS = README.split("## Your model")[1].split("\n## ")[0]
+MODELS = (ROOT / "experiments/models/README.md").read_text(encoding="utf-8").split("## Models")[1]
 find = lambda text: re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-STORY = find(README.replace(MODELS, ""))
+STORY = find(README)
 
 
 def run(block, names):
@@ -43,3 +43,10 @@ def test_the_first_example_is_short_and_the_pictures_are_there():
     assert len(STORY[0].splitlines()) <= 15
     for path in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README):
         assert 0 < (ROOT / path).stat().st_size < 300 * 1024
+
+
+@pytest.mark.parametrize("path", [".", "experiments/models", "experiments/benchmarks"])
+def test_links_lead_to_files(path):
+    text = (ROOT / path / "README.md").read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (ROOT / path / link).exists(), link
