@@ -105,6 +105,8 @@ def draw_noise(rows: list[Row], along: Along) -> plt.Figure:
     style = {"color": BLUE, "marker": ".", "linestyle": "none", "capsize": 3}
     left.errorbar(step, scale, margin, label="measured, with interval", **style)
     left.set(title="Linear regression", xlabel="step", ylabel="noise scale, examples", yscale="log")
+    left.set_yticks([20, 50, 100], ["20", "50", "100"])
+    left.minorticks_off()
     left.legend()
     plot.noise(np.arange(len(along.batch.trace)), along.batch, BATCH_SIZE, ax=right)
     right.plot(along.steps, along.all.scale, "o-", color=ORANGE, label="of all examples")
