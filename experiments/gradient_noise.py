@@ -8,7 +8,10 @@ Training <https://arxiv.org/abs/1812.06162>`_). On linear regression B has a clo
 which estimates along a run are set. On handwritten digits, softmax regression is trained to a fixed
 loss with many batch sizes, each at its own best rate of a sweep.
 
-FINDINGS
+All 18 estimates hold their closed forms. The law of steps fits: at the best rates, a batch of 21
+(17 to 24) is critical. The noise scale tells that no better than its path lets it: its mean along
+gradient descent to the same loss is 9 at the rate that large batches use, and 276 at an eighth of
+that, because small rates stay longer where gradients are small. (Of --seed 0.)
 """
 
 from __future__ import annotations

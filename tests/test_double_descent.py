@@ -12,8 +12,6 @@ from experiments import _double_descent, double_descent
 from experiments._double_descent import PROBLEMS, Draws, data, draw, risks, solve, theory, trained
 from tests.common import assert_pictures, assert_refuses
 
-pytestmark = pytest.mark.usefixtures("less_optimized")
-
 key = jax.random.key(0)
 
 

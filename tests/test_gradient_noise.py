@@ -27,8 +27,6 @@ from experiments._gradient_noise import (
 from jaxfit import analysis
 from tests.common import assert_pictures, assert_refuses
 
-pytestmark = pytest.mark.usefixtures("less_optimized")
-
 key = jax.random.key(0)
 
 
