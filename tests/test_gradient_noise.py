@@ -86,7 +86,7 @@ def test_the_clock_stops_between_the_rows_about_the_target():
 
 
 def test_the_sweep_clocks_a_run_by_itself(small):
-    found = times(small, jax.random.split(key, 2), 60)
+    found = times(small, jax.random.split(key, 2), 30)  # with a row for every step of size 40
     assert found.shape == (2, 2, 2) and np.isfinite(found).any()
     start, order = jax.random.split(jax.random.split(key, 2)[1])
     batches = jaxfit.minibatches(small, 40, order, replace=True)
