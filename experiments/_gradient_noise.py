@@ -15,16 +15,16 @@ from scipy.special import stdtrit  # the quantiles of Student's t
 import jaxfit
 from jaxfit import analysis
 from jaxfit.losses import cross_entropy, mse, objective
-from jaxfit.models import linear, mlp, mlp_init
+from jaxfit.models import linear, mlp
 
 DIMENSION, NOISE, FAR = 20, 1.0, 5.0  # of the regression, and how far from its truth it starts
 LOOKED_AT = (0, 20, 40, 60, 80, 120)  # steps of its run
 BATCHES, EXAMPLES = 256, 64  # drawn at each of them
 CONFIDENCE = 0.99  # in all comparisons together
 
-DIGITS, WIDTHS = 600, (64, 10)
+DIGITS, CLASSES = 600, 10
 BATCH_SIZE, RATE, STEPS = 32, 1.0, 300  # of the run on digits
-SIZES = (4, 8, 16, 32, 64, 128, 256, 512)
+SIZES = (4, 8, 16, 32, 64, 128, 256)
 RATES = 2.0 ** np.arange(5)
 TARGET = 0.3  # the loss on all of them to get to; guessing costs log 10
 ROWS = 60  # the least number of losses recorded on the way
@@ -138,16 +138,20 @@ class Along(NamedTuple):
     all: Closed  # [rows]
 
 
+def zeros(data: Any) -> list[dict[str, jax.Array]]:
+    """Return where all runs on digits start: the parameters of softmax regression, zero."""
+    return [{"w": jnp.zeros((data[0].shape[1], CLASSES)), "b": jnp.zeros(CLASSES)}]
+
+
 def look_at_digits(data: Any, key: jax.Array) -> Along:
     """Train softmax regression on minibatches, and measure the noise at its steps afterwards."""
-    start, order = jax.random.split(key)
     steps = np.arange(0, STEPS, STEPS // 20)
 
     @jax.jit
     def examine(data):
-        batches = jaxfit.minibatches(data, BATCH_SIZE, order, replace=True)
+        batches = jaxfit.minibatches(data, BATCH_SIZE, key, replace=True)
         sgd, options = optax.sgd(RATE), {"data": batches}
-        run = jaxfit.train(classification, mlp_init(start, WIDTHS), sgd, STEPS, **options)
+        run = jaxfit.train(classification, zeros(data), sgd, STEPS, **options)
         along = functools.partial(analysis.along, run=run, loss=classification, **options)
         batch = along(lambda step: noise_of(step.batch, step.params), steps=range(STEPS))
         both = lambda step: (classification(step.params, data), noise_of(data, step.params))
@@ -173,45 +177,43 @@ def first_below(losses: jax.Array, every: int) -> jax.Array:
 def budget(size: int, steps: int) -> tuple[int, int]:
     """Return how many steps a run with this batch size may take, and how many lie between rows."""
     longest = math.ceil(steps * (1 + 40 / size))
-    return longest, longest // ROWS or 1
+    every = longest // ROWS or 1
+    return longest // every * every, every  # a shorter last row would compile the loss once more
 
 
 def times(data: Any, keys: jax.Array, steps: int) -> np.ndarray:
     """Return the steps to the target by SGD: [SIZES, RATES, keys]."""
 
     def time(size, rate, key):
-        start, order = jax.random.split(key)
-        batches = jaxfit.minibatches(data, size, order, replace=True)
+        batches = jaxfit.minibatches(data, size, key, replace=True)
         longest, every = budget(size, steps)
         record = lambda step: classification(step.params, data)
         options = {"data": batches, "record": record, "record_every": every}
-        params = mlp_init(start, WIDTHS)
-        run = jaxfit.train(classification, params, optax.sgd(rate), longest, **options)
+        run = jaxfit.train(classification, zeros(data), optax.sgd(rate), longest, **options)
         return first_below(run.trajectory, every)
 
     axes = {"size": list(SIZES), "rate": jnp.asarray(RATES, jnp.float32), "key": keys}
     return np.asarray(jaxfit.sweep(time, axes).values, np.float64)
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def scales(data: Any, keys: jax.Array, rate: float, steps: int) -> Any:
-    """Return losses and noise along gradient descent on all examples: ``[keys, steps]`` each."""
+@functools.partial(jax.jit, static_argnums=2)
+def scales(data: Any, rates: jax.Array, steps: int) -> Any:
+    """Return losses and noise along gradient descent on all examples: ``[rates, steps]`` each."""
 
-    def one(key):
-        params = mlp_init(jax.random.split(key)[0], WIDTHS)
-        run = jaxfit.train(classification, params, optax.sgd(rate), steps, data=data)
+    def one(rate):
+        run = jaxfit.train(classification, zeros(data), optax.sgd(rate), steps, data=data)
         noise = lambda step: noise_of(data, step.params)
         return run.trajectory["loss"], analysis.along(noise, classification, run, data=data)
 
-    return jax.lax.map(one, keys)
+    return jax.lax.map(one, rates)
 
 
-def mean_scale(data: Any, keys: jax.Array, rate: float, steps: int) -> np.ndarray:
-    """Return the mean noise scale over the steps of gradient descent to the target: [keys].
+def mean_scales(data: Any, rates: jax.Array, steps: int) -> np.ndarray:
+    """Return the mean noise scale over the steps of gradient descent to the target: [rates].
 
     By McCandlish et al. 2018, appendix D, this is the critical batch size of a whole run.
     """
-    losses, found = jax.device_get(scales(data, keys, rate, steps))
+    losses, found = jax.device_get(scales(data, rates, steps))
     before = np.cumsum(losses <= TARGET, axis=1) == 0
     return np.mean(of_all(found, len(data[1])).scale, axis=1, where=before)
 

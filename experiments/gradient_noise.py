@@ -20,6 +20,7 @@ import argparse
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -36,7 +37,7 @@ from experiments._gradient_noise import (
     Row,
     look_at_digits,
     look_at_regression,
-    mean_scale,
+    mean_scales,
     saved,
     steps_in_theory,
     times,
@@ -45,7 +46,6 @@ from experiments._gradient_noise import (
 from jaxfit import plot
 from jaxfit.plot.static import BLACK, BLUE, GREEN, ORANGE
 
-FEW = 3  # runs whose noise is measured at every step
 NAMES = {"grad_sq": "|G|²", "trace": "tr Σ", "scale": "B"}
 
 
@@ -75,7 +75,7 @@ def print_digits(along: Along) -> None:
         print(f" {whole:19.0f} {own:29.0f}")
 
 
-def print_batches(found: Critical, tuned: np.ndarray, slow: np.ndarray) -> None:
+def print_batches(found: Critical, tuned: float, slow: float) -> None:
     """Print the steps of every batch size beside the law, and the batch sizes that predict it."""
     sizes, middle = np.array(_gradient_noise.SIZES), np.median(found.taken, axis=1)
     fitted = steps_in_theory(sizes, found.least, found.batch)
@@ -87,15 +87,12 @@ def print_batches(found: Critical, tuned: np.ndarray, slow: np.ndarray) -> None:
     for i, size in enumerate(sizes):
         print(f"{size:7d} {found.rates[i]:7.3g} {middle[i]:7.1f} {fitted[i]:7.1f}", end="")
         print(f" {size * middle[i]:9.0f} {gained[i]:7.0%}".replace("nan%", "   –"), end="")
-        print(f" {saved(size, found.batch):7.0%} {saved(size, tuned.mean()):9.0%}")
+        print(f" {saved(size, found.batch):7.0%} {saved(size, tuned):9.0%}")
     low, high = found.interval
     print(f"\nCritical batch size, fitted: {found.batch:.0f}, 95 % from {low:.0f} to {high:.0f}.")
     print("Mean noise scale over the steps of gradient descent to that loss, beside it:")
     for rate, scale in ((found.rates[-1], tuned), (RATE, slow)):
-        mean, runs = scale.mean(), f"({scale.min():.0f} to {scale.max():.0f} in {len(scale)} runs)"
-        print(
-            f"  at rate {rate:4g}: {mean:5.0f} {runs}, {mean / found.batch:.2f} of what was fitted"
-        )
+        print(f"  at rate {rate:2g}: {scale:4.0f}, {scale / found.batch:.2f} of what was fitted")
 
 
 def draw_noise(rows: list[Row], along: Along) -> plt.Figure:
@@ -155,13 +152,11 @@ def study(data: Any, seeds: int, steps: int, key: jax.Array) -> dict[str, plt.Fi
     print_regression(rows)
     along = look_at_digits(data, run)
     print_digits(along)
-    keys = jax.random.split(sweep, seeds)
-    found = tune(times(data, keys, steps))
-    tuned, slow = (
-        mean_scale(data, keys[:FEW], rate, 3 * steps) for rate in (found.rates[-1], RATE)
-    )
+    found = tune(times(data, jax.random.split(sweep, seeds), steps))
+    rates = jnp.asarray([found.rates[-1], RATE], jnp.float32)
+    tuned, slow = map(float, mean_scales(data, rates, 3 * steps))
     print_batches(found, tuned, slow)
-    batches = draw_batches(found, tuned.mean(), slow.mean())
+    batches = draw_batches(found, tuned, slow)
     return {"noise": draw_noise(rows, along), "batches": batches}
 
 

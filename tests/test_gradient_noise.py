@@ -17,14 +17,14 @@ from experiments._gradient_noise import (
     compare,
     first_below,
     fit,
-    mean_scale,
+    mean_scales,
     of_all,
     saved,
     steps_in_theory,
     times,
     tune,
+    zeros,
 )
-from jaxfit import analysis
 from tests.common import assert_pictures, assert_refuses
 
 key = jax.random.key(0)
@@ -33,7 +33,7 @@ key = jax.random.key(0)
 @pytest.fixture
 def small(monkeypatch):
     """Softmax regression of two classes on 40 examples, for few batch sizes and rates."""
-    monkeypatch.setattr(_gradient_noise, "WIDTHS", (3, 2))
+    monkeypatch.setattr(_gradient_noise, "CLASSES", 2)
     monkeypatch.setattr(_gradient_noise, "SIZES", (4, 40))
     monkeypatch.setattr(_gradient_noise, "RATES", np.array([0.5, 2.0]))
     x = jax.random.normal(key, (40, 3))
@@ -88,9 +88,8 @@ def test_the_clock_stops_between_the_rows_about_the_target():
 def test_the_sweep_clocks_a_run_by_itself(small):
     found = times(small, jax.random.split(key, 2), 30)  # with a row for every step of size 40
     assert found.shape == (2, 2, 2) and np.isfinite(found).any()
-    start, order = jax.random.split(jax.random.split(key, 2)[1])
-    batches = jaxfit.minibatches(small, 40, order, replace=True)
-    params = jaxfit.models.mlp_init(start, (3, 2))
+    batches = jaxfit.minibatches(small, 40, jax.random.split(key, 2)[1], replace=True)
+    params = zeros(small)
     step, before = 0, np.inf
     grad, loss = jax.jit(jax.grad(_gradient_noise.classification)), _gradient_noise.classification
     while (now := float(loss(params, small))) > _gradient_noise.TARGET:
@@ -102,15 +101,16 @@ def test_the_sweep_clocks_a_run_by_itself(small):
 
 
 def test_the_mean_scale_is_that_of_the_steps_before_the_target(small):
-    (found,) = mean_scale(small, key[None], 2.0, 30)
-    losses, noise = _gradient_noise.scales(small, key[None], 2.0, 30)
-    last = int(np.argmax(losses[0] <= _gradient_noise.TARGET))
-    assert 0 < last < 30
-    scale = of_all(noise, 40).scale[0]
-    np.testing.assert_allclose(found, np.mean(scale[:last]), rtol=1e-5)
-    params = jaxfit.models.mlp_init(jax.random.split(key)[0], (3, 2))
-    first = of_all(analysis.gradient_noise(_gradient_noise.classification, params, data=small), 40)
-    np.testing.assert_allclose(scale[0], first.scale, rtol=1e-4)
+    rates = jnp.array([0.5, 2.0])
+    found = mean_scales(small, rates, 30)
+    losses, noise = _gradient_noise.scales(small, rates, 30)
+    scale = of_all(noise, 40).scale
+    for i in range(2):
+        last = int(np.argmax(losses[i] <= _gradient_noise.TARGET))
+        assert 0 < last < 30
+        np.testing.assert_allclose(found[i], np.mean(scale[i, :last]), rtol=1e-5)
+    start = of_all(_gradient_noise.noise_of(small, zeros(small)), 40)
+    np.testing.assert_allclose(scale[:, 0], start.scale, rtol=1e-4)
 
 
 def test_the_law_is_found_again_and_twice_the_batch_saves_a_quarter_at_its_batch():
@@ -136,11 +136,10 @@ def test_every_batch_size_has_its_best_rate(monkeypatch):
 
 
 def test_the_study_prints_what_it_finds_and_draws_it(command, tmp_path, monkeypatch):
-    for name, value in (("SIZES", (8, 32, 128)), ("RATES", np.array([4.0])), ("STEPS", 40)):
+    for name, value in (("SIZES", (4, 32)), ("RATES", np.array([4.0])), ("STEPS", 40)):
         monkeypatch.setattr(_gradient_noise, name, value)
     monkeypatch.setattr(_gradient_noise, "LOOKED_AT", (0, 40))
     monkeypatch.setattr(gradient_noise, "DIGITS", 200)
-    monkeypatch.setattr(gradient_noise, "FEW", 1)
     printed = command(gradient_noise, "--seeds", 2, "--steps", 40)
     number = r" +([\d.e+-]+)"
     rows = re.findall(rf"(?m)^ +(\d+)  (\|G\|²|tr Σ|B) *{number * 3} +(yes|NO)$", printed)
@@ -157,12 +156,12 @@ def test_the_study_prints_what_it_finds_and_draws_it(command, tmp_path, monkeypa
     assert [(int(first), int(last)) for first, last, *_ in runs] == [
         (8 * i, 8 * i + 8) for i in range(5)
     ]
-    table = re.findall(rf"(?m)^ +(8|32|128) +4{number * 3} +(-?\d+%|–) +\d+% +\d+%$", printed)
+    table = re.findall(rf"(?m)^ +(4|32) +4{number * 3} +(-?\d+%|–) +\d+% +\d+%$", printed)
     taken = np.array([row[1] for row in table], float)
-    assert len(table) == 3 and table[-1][-1] == "–" and (np.diff(taken) < 0).any()
+    assert len(table) == 2 and table[-1][-1] == "–" and taken[0] > taken[1]
     low, high = map(float, re.search(r"95 % from (\d+) to (\d+)", printed).groups())
     assert low <= float(re.search(r"fitted: (\d+),", printed)[1]) <= high
-    assert re.search(r"at rate    4: +\d+ \(\d+ to \d+ in 1 runs\)", printed)
+    assert re.search(r"at rate  4: +\d+, [\d.]+ of what was fitted", printed)
 
     assert_pictures(tmp_path / "out", {"noise", "batches"}, printed)
 
