@@ -135,6 +135,7 @@ def draw_batches(found: Critical, tuned: float, slow: float) -> plt.Figure:
         right.plot([batch], [0.25], "D", color=colour, markersize=5)
     left.set(title=f"Steps to a loss of {TARGET:g}, each at its best rate", yscale="log")
     left.set(ylabel="steps", ylim=(None, 3 * found.taken[np.isfinite(found.taken)].max()))
+    left.set_yticks([20, 50, 100, 200], ["20", "50", "100", "200"])
     right.set(title="What twice the batch saves; ◆ the critical batch", ylabel="part of the steps")
     right.axhline(0, color=BLACK, linewidth=0.5)
     for ax in (left, right):
