@@ -17,9 +17,16 @@ def _close_figures():
     plt.close("all")
 
 
-@pytest.fixture(scope="module")
-def less_optimized():
-    """Save half of the time of a small study, which goes into compiling."""
+# What looks at bits or at programs as users have them.
+OPTIMIZED = "bits fit nist readme replay sweep train unit".split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _less_optimized(request):
+    """Save a third of the time of other tests, which goes into compiling."""
+    if request.module.__name__.removeprefix("tests.test_") in OPTIMIZED:
+        yield
+        return
     jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()  # of programs of other tests, whose last bits may be others
     yield

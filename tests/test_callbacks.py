@@ -231,6 +231,7 @@ def history(path):
                 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # those of the library
 def test_wandb_keeps_every_scalar_offline(tmp_path, points, monkeypatch):
     wandb = pytest.importorskip("wandb")
@@ -251,6 +252,7 @@ def test_wandb_keeps_every_scalar_offline(tmp_path, points, monkeypatch):
     assert [step for step, _ in found["evaluation/loss"]] == [10, 20, 25, 30]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_keeps_every_scalar_in_a_local_database(tmp_path, points, monkeypatch):
     mlflow = pytest.importorskip("mlflow")

@@ -70,8 +70,10 @@ def trained(data):
 # The same run
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("every", [1, 5])
+@pytest.mark.parametrize(
+    ("name", "every"),
+    [("momentum", 1), ("adam", 5), ("multi", 5), pytest.param("lbfgs", 1, marks=pytest.mark.slow)],
+)
 def test_a_fit_is_the_run_of_train_bit_for_bit(name, every, data, trained):
     for chunk_size in (8,) if name == "lbfgs" else (1, 8, STEPS, None):
         options = {"data": data, "record_every": every, "chunk_size": chunk_size}
@@ -85,11 +87,9 @@ def test_the_length_of_chunks_changes_no_bit(data, trained, chunk_size, every):
     same(fit(loss, guess, OPTIMIZERS["momentum"], STEPS, **options), trained("momentum", every))
 
 
-@pytest.mark.parametrize("record", [jaxfit.record.state, lambda step: step.loss])
-@pytest.mark.parametrize("every", [1, 4])
-def test_a_fit_on_minibatches_is_the_run_of_train(record, every):
+def test_a_fit_on_minibatches_is_the_run_of_train():
     loss, params, batches = on_minibatches()
-    adam, options = optax.adam(0.01), {"record": record, "record_every": every}
+    adam, options = optax.adam(0.01), {"record": jaxfit.record.state, "record_every": 4}
     run = jax.jit(lambda data: jaxfit.train(loss, params, adam, 20, data=data, **options))(batches)
     for chunk_size in 6, None:
         same(fit(loss, params, adam, 20, data=batches, chunk_size=chunk_size, **options), run)

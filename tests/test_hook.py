@@ -45,11 +45,6 @@ class Seen(list):
         return [int(state.step) for state, _, _ in self]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quickly(less_optimized):
-    """Compile in half the time."""
-
-
 @pytest.fixture(scope="module")
 def data():
     return jaxfit.data.line(jax.random.key(0))

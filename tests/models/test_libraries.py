@@ -9,9 +9,8 @@ import pytest
 
 from tests.common import assert_close
 
-pytestmark = pytest.mark.usefixtures("less_optimized")
 
-
+@pytest.mark.slow
 def test_a_neural_ode_is_the_loop_of_diffrax_example():
     pytest.importorskip("diffrax")
     from experiments.models import neural_ode
@@ -40,6 +39,7 @@ def test_a_neural_ode_is_the_loop_of_diffrax_example():
     np.testing.assert_allclose(run.trajectory["loss"], losses, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_variational_inference_is_svi_run():
     pytest.importorskip("numpyro")
     from experiments.models import variational
