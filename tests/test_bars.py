@@ -35,11 +35,11 @@ def test_in_a_notebook_a_bar_is_one_line_that_is_replaced_and_stays_at_its_end(
     for output in notebook():
         assert output.update == (output.transient["display_id"] in ends)
         ends[output.transient["display_id"]] = output.data["text/plain"]
-        assert len(output.data["text/plain"]) <= 100
+        assert len(output.data["text/plain"]) <= 80
     fit_end, sweep_end, halving_end = ends.values()
-    assert re.search(r"^100%\|█{20,}\| 30/30 \[.* steps/s, loss=[\d.]+\]$", fit_end)
-    assert re.search(r"^100%\|█{20,}\| 5/5 \[.* runs/s\]$", sweep_end)
-    assert re.search(r"^100%\|█{20,}\| 13/13 \[.* runs/s\]$", halving_end)
+    assert re.search(r"^100%\|█{8,}\| 30/30 \[.* steps/s, loss=[\d.]+\]$", fit_end)
+    assert re.search(r"^100%\|█{8,}\| 5/5 \[.* runs/s\]$", sweep_end)
+    assert re.search(r"^100%\|█{8,}\| 13/13 \[.* runs/s\]$", halving_end)
     assert capsys.readouterr() == ("", "")  # a cell shows stderr as an error
 
 

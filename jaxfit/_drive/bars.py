@@ -14,7 +14,7 @@ from tqdm import tqdm
 from jaxfit import _check
 from jaxfit._drive import notebooks
 
-_COLUMNS = 100  # of a bar in a notebook
+_COLUMNS = 80  # of a bar in a notebook
 
 
 def check_progress(progress: bool | str) -> None:
