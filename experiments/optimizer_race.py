@@ -1,6 +1,16 @@
 """Race nineteen optimizers on four problems, each tuned on other seeds than it is judged on.
 
-DOC
+Every optimizer runs at every rate of a grid from several starts, and ``jaxfit.analysis.compare``
+judges it: the interquartile mean of its final losses and an interval of that by paired bootstrap,
+its odds against the best, its sensitivity to the rate, the runs that diverged (Agarwal et al. 2021,
+`Deep Reinforcement Learning at the Edge of the Statistical Precipice
+<https://arxiv.org/abs/2108.13264>`_). A loss below a millionth counts as a millionth.
+
+On the quadratic, momentum, Adam, AdamW, AdaBelief, Yogi and L-BFGS reach that floor from every
+start, and LAMB is tied with them; Lion and RMSprop end farthest from it. L-BFGS does so at every
+rate, as its line search finds its own; it pays with more than one gradient per step. Without
+matrices, Muon is Adam with Nesterov's momentum, and has NAdam's results to the last digit shown.
+Of the networks' sizes here, none is large enough for Adafactor to factor its second moments.
 """
 
 from __future__ import annotations
@@ -45,20 +55,18 @@ def rank(races: dict[str, Comparison]) -> None:
 
 
 def draw_rates(problem: Problem, table: Sweep, found: Comparison, defaults: Defaults) -> plt.Figure:
-    """Draw the final loss against the rate, in a panel for each optimizer, the others behind it."""
+    """Draw the final loss against the rate, in a panel for each optimizer."""
     rates, names = table.axes["lr"], found.axes[0][1]
     losses = np.where(found.diverged, table.values[..., 0], table.values[..., 1])
     middle = np.median(losses, axis=2)
     columns = 4
     rows = -(-len(names) // columns)
     options = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
-    figure, axes = plt.subplots(rows, columns, figsize=(10, 1.3 + 1.75 * rows), **options)
+    figure, axes = plt.subplots(rows, columns, figsize=(8, 1.2 + 1.3 * rows), **options)
     for place, ax in enumerate(axes.flat):
         ax.set_visible(place < len(names))
         ax.tick_params(labelbottom=place >= len(names) - columns)
     for i, (name, ax) in enumerate(zip(names, axes.flat, strict=False)):
-        ax.plot(rates, middle.T, color="0.85", linewidth=0.6)
-        ax.lines[0].set_label("the other optimizers")
         low, high = losses[i].min(axis=1), losses[i].max(axis=1)
         ax.fill_between(rates, low, high, color=BLUE, alpha=0.25, linewidth=0, label="all seeds")
         ax.plot(rates, middle[i], color=BLUE, label="their median")
@@ -84,11 +92,11 @@ def draw_rates(problem: Problem, table: Sweep, found: Comparison, defaults: Defa
 
 def draw_comparison(problem: Problem, found: Comparison) -> plt.Figure:
     """Draw the intervals of all optimizers, and how often each is near the best of a seed."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.5), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.8), layout="constrained")
     plot.intervals(found, ax=left)
     left.set(title="Interquartile mean, 95 % interval", xscale="log")
-    plot.profiles(found, ax=right)
-    right.set_title("Performance profiles")
+    plot.profiles(found, np.geomspace(1, 1e4, 400), ax=right)
+    right.set(title="Performance profiles", xticks=10.0 ** np.arange(5))
     right.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     figure.suptitle(f"{problem.title}: after {problem.steps} steps at the tuned rates")
     return figure
