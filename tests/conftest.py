@@ -51,3 +51,18 @@ def command(monkeypatch, tmp_path, capsys):
         return capsys.readouterr().out
 
     return run
+
+
+@pytest.fixture
+def notebook(tmp_path, monkeypatch):
+    """IPython as a notebook has it, without a browser: what was to be displayed."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.utils.capture import RichOutput, capture_output
+
+    shell = InteractiveShell.instance()
+    shell.kernel = None  # by which a notebook is told from a terminal
+
+    with capture_output() as captured:
+        yield lambda: [output for output in captured.outputs if isinstance(output, RichOutput)]
+    shell.clear_instance()

@@ -284,18 +284,6 @@ def test_without_a_notebook_a_curve_is_a_line_for_every_call(capsys, run):
     assert capsys.readouterr().out.endswith(", evaluation/steps/0 10\n")
 
 
-@pytest.fixture
-def notebook(tmp_path, monkeypatch):
-    """IPython as a notebook has it, without a browser: what was to be displayed."""
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell.instance()
-    from IPython.utils.capture import RichOutput, capture_output
-
-    with capture_output() as captured:
-        yield lambda: [output for output in captured.outputs if isinstance(output, RichOutput)]
-    shell.clear_instance()
-
-
 def colors(picture):
     with Image.open(io.BytesIO(picture)) as image:
         return {color for _, color in image.convert("RGB").getcolors(image.width * image.height)}

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import jaxfit
 from jaxfit import fit as fit_function
+from jaxfit._drive import bars
 from jaxfit._drive.program import _steps
 from jaxfit.fit import fit
 from jaxfit.stop import Rule, loss_below, no_improvement, not_finite
@@ -218,7 +219,6 @@ def test_one_program_serves_all_chunks_one_more_the_rest_and_a_second_fit_none(d
 
 
 def test_chunks_grow_until_they_take_half_a_second_and_no_further(monkeypatch, data):
-    module = sys.modules["jaxfit.fit"]
     seconds, clock = 0.001, [0.0]
     lengths = []
 
@@ -234,7 +234,7 @@ def test_chunks_grow_until_they_take_half_a_second_and_no_further(monkeypatch, d
             lengths.append(number)
             clock[0] += seconds * number
 
-    monkeypatch.setattr(module, "tqdm", Bar)
+    monkeypatch.setattr(bars, "tqdm", Bar)
     monkeypatch.setattr(sys.modules["jaxfit._drive.pace"].time, "perf_counter", lambda: clock[0])
     fit(loss, guess, optax.sgd(0.1), 5000, data=data)
     assert sum(lengths) == 5000 and lengths[0] == 1
@@ -248,13 +248,12 @@ def test_chunks_grow_until_they_take_half_a_second_and_no_further(monkeypatch, d
 
 def with_hook(monkeypatch, hook):
     """Call a hook after every chunk."""
-    module = sys.modules["jaxfit.fit"]
 
-    class Bar(module.tqdm):
+    class Bar(bars.tqdm):
         def update(self, number):
             hook()
 
-    monkeypatch.setattr(module, "tqdm", Bar)
+    monkeypatch.setattr(bars, "tqdm", Bar)
 
 
 @pytest.mark.parametrize(("every", "chunk_size"), list(itertools.product([1, 5], [8, None])))
