@@ -57,4 +57,4 @@ def test_links_lead_to_files_and_pictures_are_small(folder):
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (ROOT / folder / link).exists(), link
     for path in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text):
-        assert 0 < (ROOT / folder / path).stat().st_size < 300 * 1024
+        assert 0 < (ROOT / folder / path).stat().st_size < 100 * 1024
