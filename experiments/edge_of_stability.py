@@ -5,6 +5,16 @@ with momentum, and Adam, each at three rates. After the runs, they are replayed 
 sharpness at every tenth step: the largest eigenvalue of the loss's second derivative, for Adam of
 the one that its own divisor preconditions. Beside it stands the curvature above which a quadratic
 would diverge, by theory: 2/η, 3.8/η with momentum 0.9, and 38/η for Adam.
+
+With each of four values of --seed, every run's sharpness rises above the edge and stays near it.
+The median of the last third is off by at most 1 % with Adam and 10 % with momentum; with gradient
+descent it lies 3 to 10 % above. A fifth of the labels are drawn anew, so that there is always
+something left to fit: with the true ones, momentum fits all images, and ends 4 to 32 % below the
+edge, where it is stable.
+
+Cohen et al. 2021, `Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability
+<https://arxiv.org/abs/2103.00065>`_; Cohen et al. 2022, `Adaptive Gradient Methods at the Edge of
+Stability <https://arxiv.org/abs/2207.14484>`_.
 """
 
 from __future__ import annotations
@@ -160,7 +170,7 @@ def main() -> None:
     """Run the study from the command line."""
     parser = _command.parser("edge_of_stability", __doc__)
     option = parser.add_argument
-    option("--steps", type=int, default=800, help="length of every run (default: 800)")
+    option("--steps", type=int, default=1000, help="length of every run (default: 1000)")
     option("--noise", type=float, default=0.2, help="part of the labels drawn anew (default: 0.2)")
 
     def watch_all(arguments: argparse.Namespace) -> None:
