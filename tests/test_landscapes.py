@@ -52,9 +52,8 @@ def test_what_is_said_of_ends_and_barriers_is_so(small, capsys):
     images = _command.split_digits(key)
     params = mlp_init(key, landscapes.WIDTHS)
     landscapes.study_minima({"small": params}, images)
-    said = re.search(
-        r"small +([\d.]+) +([\d.]+)% +([\d.]+) +(\S+) +(\S+)\n", capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    said = re.search(r"small +([\d.]+) +([\d.]+)% +([\d.]+) +(\S+) +(\S+)\n", printed)
     expected = [
         landscapes.loss(params, images[0]),
         100 * accuracy(mlp(params, images[1][0]), images[1][1]),
