@@ -7,7 +7,7 @@ batches. Lines lead from the end of a run to those of runs from another start, f
 with another order of the data, and of forks that leave the run later.
 
 With --seed 0, the plane holds 96 % of the variance about the end, where a walk at random has 90 %,
-yet the path starts a fifth of its length away from it. Batches of 512 end three times as sharp as
+yet the path strays from it by up to a fifth of its span. Batches of 512 end three times as sharp as
 batches of 16, and the mean loss around them is 1.6 times as high. A run from another start ends
 behind a barrier of 2.8; another order from the same start leaves one of less than 0.001, and forks
 from step 30 on leave none.

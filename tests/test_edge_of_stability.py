@@ -17,23 +17,29 @@ pytestmark = pytest.mark.usefixtures("less_optimized")
 
 @pytest.fixture
 def small(monkeypatch):
-    """A perceptron of 292 numbers on a few digits."""
-    monkeypatch.setattr(study, "WIDTHS", (64, 4, 4, 2, 10))
+    """A perceptron of 310 numbers on a few digits."""
+    monkeypatch.setattr(study, "WIDTHS", (64, 4, 10))
     monkeypatch.setattr(study, "IMAGES", 20)
+
+
+@jax.jit
+def derivatives(params, data):
+    """The loss, the gradient [P] and the Hessian [P, P], whole."""
+    at, tree_of = jax.flatten_util.ravel_pytree(params)
+    height = lambda vector: study.loss(tree_of(vector), data)
+    return *jax.value_and_grad(height)(at), jax.hessian(height)(at)
 
 
 def dense(name, rate, momentum, params, data, steps):
     """Losses and sharpness at every tenth step, by a loop in NumPy and whole Hessians."""
-    start, tree_of = jax.flatten_util.ravel_pytree(params)
-    height = lambda vector: study.loss(tree_of(vector), data)
-    slope, hessian = jax.jit(jax.value_and_grad(height)), jax.jit(jax.hessian(height))
-    at, mean, square, found = np.asarray(start), 0.0, 0.0, []
+    at, tree_of = jax.flatten_util.ravel_pytree(params)
+    at, mean, square, found = np.asarray(at), 0.0, 0.0, []
     for step in range(steps):
-        value, grad = slope(at)
+        value, grad, hessian = derivatives(tree_of(at), data)
         if step % 10 == 0 and step:
             divisor = np.sqrt(square / (1 - 0.999**step)) + 1e-8 if name == "adam" else 1.0
             scale = np.broadcast_to(divisor**-0.5, at.shape)
-            matrix = scale[:, None] * hessian(at) * scale
+            matrix = scale[:, None] * hessian * scale
             found.append((value, np.linalg.eigvalsh(matrix)[-1]))
         grad = np.asarray(grad)
         if name == "adam":
