@@ -24,14 +24,10 @@ OPTIMIZED = "bits fit nist readme replay sweep train unit".split()
 @pytest.fixture(scope="module", autouse=True)
 def _less_optimized(request):
     """Save a third of the time of other tests, which goes into compiling."""
-    if request.module.__name__.removeprefix("tests.test_") in OPTIMIZED:
-        yield
-        return
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.clear_caches()  # of programs of other tests, whose last bits may be others
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
+    wanted = request.module.__name__.removeprefix("tests.test_") not in OPTIMIZED
+    if jax.config.values["jax_disable_most_optimizations"] != wanted:
+        jax.config.update("jax_disable_most_optimizations", wanted)
+        jax.clear_caches()  # of programs of other tests, whose last bits may be others
 
 
 @pytest.fixture(scope="session")
