@@ -12,8 +12,6 @@ import pytest
 from experiments import edge_of_stability as study
 from tests.common import assert_pictures, assert_refuses
 
-pytestmark = pytest.mark.usefixtures("less_optimized")
-
 
 @pytest.fixture
 def small(monkeypatch):

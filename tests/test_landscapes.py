@@ -14,8 +14,6 @@ from jaxfit.losses import accuracy
 from jaxfit.models import mlp, mlp_init
 from tests.common import assert_pictures, assert_refuses, assert_same_bits
 
-pytestmark = pytest.mark.usefixtures("less_optimized")
-
 key = jax.random.key(0)
 
 
