@@ -86,6 +86,7 @@ def test_the_sweep_is_a_loop_over_pseudoinverses(small):
     assert rows[3].problem == PROBLEMS[1].name and rows[0].margin > 5 * rows[0].error
 
 
+@pytest.mark.slow
 def test_both_methods_go_to_the_minimum_norm_solution_and_a_few_steps_do_not(small):
     drawn = draw(key, 2)
     found = trained(drawn, 400)

@@ -51,6 +51,7 @@ def dense(name, rate, momentum, params, data, steps):
     return np.array(found).T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rate", "momentum"),
     [("momentum", 0.5, 0.0), ("momentum", 0.2, 0.9), ("adam", 0.01, 0.9)],

@@ -26,6 +26,7 @@ def small(monkeypatch):
     monkeypatch.setattr(landscapes, "FORKED", (0, 1))
 
 
+@pytest.mark.slow
 def test_a_path_is_that_of_the_run_from_its_start_to_its_end(small):
     train, _ = _command.split_digits(key)
     batches, start = jaxfit.minibatches(train, 16, key), landscapes.begin(key)
@@ -46,6 +47,7 @@ def test_a_rescaled_perceptron_predicts_the_same():
     np.testing.assert_allclose(other[0]["w"], 10 * params[0]["w"])
 
 
+@pytest.mark.slow
 def test_what_is_said_of_ends_and_barriers_is_so(small, capsys):
     images = _command.split_digits(key)
     params = mlp_init(key, landscapes.WIDTHS)
@@ -69,6 +71,7 @@ def test_what_is_said_of_ends_and_barriers_is_so(small, capsys):
     assert lines["another start"].barrier > lines["fork at step 20"].barrier
 
 
+@pytest.mark.slow
 def test_the_study_prints_its_numbers_and_writes_its_pictures(small, command, tmp_path):
     printed = command(landscapes, "--steps", 40)
     number = r" +([\d.]+) \+ *([\d.]+)"
