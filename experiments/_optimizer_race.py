@@ -1,4 +1,4 @@
-"""Race optimizers on problems and judge them, for the study ``optimizer_race``."""
+"""Race optimizers on problems, for the study ``optimizer_race``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 
 import jaxfit
 from experiments._command import require, split_digits
@@ -18,7 +19,7 @@ from jaxfit.models import linear, mlp, mlp_init
 
 Factory = Callable[[Any], Any]  # from a learning rate to an optimizer
 Defaults = dict[str, float | None]  # default rates, None for an optimizer without one
-ROWS, RESAMPLES = 50, 4000  # the most rows of a run; the resamples of a bootstrap
+FLOOR = 1e-6  # a loss below it is one of rounding
 
 # Each with its default rate in the paper, its authors' code, Keras or PyTorch; optax has no
 # defaults.
@@ -39,6 +40,9 @@ OPTIMIZERS: dict[str, tuple[Factory, float | None]] = {
     "lamb": (optax.lamb, 1e-3),
     "novograd": (optax.novograd, 1e-2),
     "lion": (optax.lion, 1e-4),
+    "adafactor": (optax.adafactor, 1e-2),
+    "muon": (optax.contrib.muon, 2e-2),
+    "lbfgs": (optax.lbfgs, 1.0),
 }
 
 
@@ -51,7 +55,6 @@ class Problem(NamedTuple):
     data: Any
     batch_size: int | None  # None if every step sees all data
     steps: int
-    target: float  # a loss to reach
 
 
 def quadratic(key: jax.Array) -> Problem:
@@ -64,7 +67,6 @@ def quadratic(key: jax.Array) -> Problem:
         jnp.sqrt(jnp.geomspace(1e-3, 1, 100))[:, None] * rotation,
         None,
         300,
-        1e-2,
     )
 
 
@@ -77,7 +79,6 @@ def rosenbrock(key: jax.Array) -> Problem:
         jnp.array([1.0, 100.0]),
         None,
         1000,
-        1e-3,
     )
 
 
@@ -99,7 +100,6 @@ def logistic(key: jax.Array) -> Problem:
         data,
         32,
         500,
-        1e-2,
     )
 
 
@@ -112,7 +112,6 @@ def digits(key: jax.Array) -> Problem:
         split_digits(key)[0],
         64,
         500,
-        0.05,
     )
 
 
@@ -122,11 +121,11 @@ PROBLEMS = {one.__name__: one for one in (quadratic, rosenbrock, logistic, digit
 def race(
     problem: Problem, factories: dict[str, Factory], rates: np.ndarray, keys: jax.Array
 ) -> jaxfit.Sweep:
-    """Return the loss of every run on all data: [optimizers, rates, seeds, rows], the end last."""
+    """Return the loss on all data before and after every run: [optimizers, rates, seeds, 2]."""
     loss, data = problem.loss, problem.data
 
-    def losses(optimizer, lr, key):
-        start, order = jax.random.split(key)
+    def losses(optimizer, lr, seed):
+        start, order = jax.random.split(seed)
         seen = data
         if problem.batch_size is not None:
             seen = jaxfit.minibatches(data, problem.batch_size, order)
@@ -137,92 +136,11 @@ def race(
             problem.steps,
             data=seen,
             record=lambda step: loss(step.params, data),
-            record_every=every(problem.steps),
+            record_every=problem.steps,  # the start alone
         )
-        return jnp.append(run.trajectory, loss(run.state.params, data))
+        return jnp.maximum(jnp.append(run.trajectory, loss(run.state.params, data)), FLOOR)
 
-    return jaxfit.sweep(losses, {"optimizer": factories, "lr": rates, "key": keys}, progress=True)
-
-
-def every(steps: int) -> int:
-    """Return the number of steps from row to row."""
-    return -(-steps // ROWS)
-
-
-def row_steps(steps: int) -> np.ndarray:
-    """Return the number of steps made before each row."""
-    return np.append(np.arange(0, steps, every(steps)), steps)
-
-
-def capped(curves: np.ndarray) -> np.ndarray:
-    """Return losses [..., rows] capped at that of the start, which also replaces NaNs."""
-    return np.fmin(curves, curves[..., :1])
-
-
-def tuned(final: np.ndarray) -> np.ndarray:
-    """Return the rate at which each seed is judged, as an index into final [rates, seeds]: [seeds].
-
-    It is the rate with the lowest median over the other seeds, so that no seed chooses its own.
-    """
-    seeds = range(final.shape[1])
-    return np.array([np.median(np.delete(final, one, 1), axis=1).argmin() for one in seeds])
-
-
-def sensitivity(final: np.ndarray) -> np.ndarray:
-    """Return the mean over rates of capped losses [rates, seeds] above their least: [seeds]."""
-    return final.mean(axis=0) - final.min(axis=0)
-
-
-def interval(values: np.ndarray) -> np.ndarray:
-    """Return 95 % limits of the median over the last axis, by the percentile bootstrap: [2, …]."""
-    n = values.shape[-1]
-    drawn = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
-    return np.quantile(np.median(values[..., drawn], axis=-1), [0.025, 0.975], axis=-1)
-
-
-def tied(values: np.ndarray) -> np.ndarray:
-    """Return which rows of [optimizers, seeds] are tied with the one of the lowest median.
-
-    For those, the interval of the median difference, seed by seed, is not all above zero.
-    """
-    low, _ = interval(values - values[np.median(values, axis=1).argmin()])
-    return low <= 0
-
-
-class Result(NamedTuple):
-    """Hold the results of one optimizer on one problem; all losses are `capped`."""
-
-    swept: np.ndarray  # final losses [rates, seeds]
-    diverged: np.ndarray  # [rates, seeds], whether a run ended no lower than it began
-    rate: float  # the one with the lowest median over all seeds
-    curves: np.ndarray  # losses at the rates that `tuned` finds [seeds, rows]
-    default: np.ndarray | None  # final losses at the default rate [seeds]
-
-    @property
-    def final(self) -> np.ndarray:
-        """Return the final losses at the rates that `tuned` finds: [seeds]."""
-        return self.curves[:, -1]
-
-
-def judge(table: jaxfit.Sweep, rates: int, defaults: Defaults) -> dict[str, Result]:
-    """Return the results of each optimizer; the first ``rates`` learning rates are the grid."""
-    results = {}
-    for name, default in defaults.items():
-        curves = capped(table.sel(optimizer=name).values[:rates])
-        final = curves[..., -1]
-        results[name] = Result(
-            final,
-            final == curves[..., 0],
-            float(table.axes["lr"][np.median(final, axis=1).argmin()]),
-            curves[tuned(final), np.arange(final.shape[1])],
-            capped(table.sel(optimizer=name, lr=default).values)[:, -1] if default else None,
-        )
-    return results
-
-
-def level(results: dict[str, Result]) -> dict[str, bool]:
-    """Return which optimizers are tied with the best."""
-    return dict(zip(results, tied(np.array([one.final for one in results.values()])), strict=True))
+    return jaxfit.sweep(losses, {"optimizer": factories, "lr": rates, "seed": keys}, progress=True)
 
 
 def import_factory(path: str) -> Factory:

@@ -217,12 +217,19 @@ def draw(
 
     written = _command.save(figures, out)
     if animate:
-        ax = axes()
-        animation = plot.animate_fit(shown, linear, problem.points, interval=20, ax=ax)
-        ax.set(xlabel=problem.names[0], ylabel=problem.names[1])
+
+        def moving(frames: int) -> FuncAnimation:
+            ax = axes()
+            ax.set(xlabel=problem.names[0], ylabel=problem.names[1])
+            shown_for = 2000 // frames  # milliseconds
+            return plot.animate_fit(
+                shown, linear, problem.points, interval=shown_for, most=frames, ax=ax
+            )
+
+        animation = moving(100)
         written += [
             plot.save(animation, out / "fit.html"),
-            plot.save(animation, out / "fit.gif", dpi=64),
+            plot.save(moving(25), out / "fit.gif", dpi=64),  # of which every frame costs 4 KB
         ]
     _command.list_files(written)
     return animation

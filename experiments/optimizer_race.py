@@ -1,33 +1,28 @@
-"""Race sixteen optimizers on four problems: tuned, at their default rates, and at all rates.
+"""Race nineteen optimizers on four problems, each tuned on other seeds than it is judged on.
 
-Every optimizer runs at every rate of a grid from several starts. A seed is judged at the rate that
-the other seeds choose, so that none is tuned on what it reports. A run that diverged, or ended
-above its start, counts as its start; the sensitivity to the rate is then that of Wortsman et al.
-2023, `Small-scale proxies for large-scale Transformer training instabilities
-<https://arxiv.org/abs/2309.14322>`_: the mean loss over all rates above the least.
+Every optimizer runs at every rate of a grid from several starts, and ``jaxfit.analysis.compare``
+judges it: the interquartile mean of its final losses and an interval of that by paired bootstrap,
+its odds against the best, its sensitivity to the rate, the runs that diverged (Agarwal et al. 2021,
+`Deep Reinforcement Learning at the Edge of the Statistical Precipice
+<https://arxiv.org/abs/2108.13264>`_). A loss below a millionth counts as a millionth.
 
-Tuned, momentum or Nesterov's leads on the quadratic, the logistic regression and the digits.
-Through Rosenbrock's valley Adam, AdaBelief and Yogi are as fast or faster; unlike momentum, they do
-not diverge at more than half of the rates. AdaBelief is the least sensitive to the rate, except on
-the logistic regression. Within these few steps all default rates are too small or too large, except
-NovoGrad's on the two convex problems. Ranks close to each other mean nothing: on the digits, AdamW
-with a decay of 0.0001, which is nearly Adam, comes up to four ranks before or after it, depending
-on the seed and the version of JAX.
+On the quadratic, momentum, Adam, AdamW, AdaBelief, Yogi and L-BFGS reach that floor from every
+start, and LAMB is tied with them; Lion and RMSprop end farthest from it. L-BFGS does so at every
+rate, as its line search finds its own; it pays with more than one gradient per step. Through
+Rosenbrock's valley Yogi and L-BFGS reach the floor; AdamW, AdaBelief, Adam, momentum and Adan are
+tied with them, but momentum diverges in more than half of its runs, and these hardly ever. Without
+matrices, Muon is Adam with Nesterov's momentum, and has NAdam's results to the last digit shown.
+Of the networks' sizes here, none is large enough for Adafactor to factor its second moments.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from jax.scipy.stats import rankdata
-from matplotlib.axes import Axes
 
 from experiments import _command
 from experiments._optimizer_race import (
@@ -36,15 +31,11 @@ from experiments._optimizer_race import (
     Defaults,
     Factory,
     Problem,
-    Result,
     import_factory,
-    interval,
-    judge,
-    level,
     race,
-    row_steps,
-    sensitivity,
 )
+from jaxfit import Sweep, plot
+from jaxfit.analysis import Comparison, compare
 from jaxfit.plot.static import BLACK, BLUE, GREEN, ORANGE
 
 LOWEST, HIGHEST = 1e-5, 10.0  # of the rates
@@ -52,112 +43,65 @@ LOWEST, HIGHEST = 1e-5, 10.0  # of the rates
 Entrants = dict[str, tuple[Factory, float | None]]  # with default rates, where there are any
 
 
-def show(problem: Problem, results: dict[str, Result], defaults: Defaults) -> None:
-    """Print a line for each optimizer, the best first."""
-
-    def cell(values):
-        low, high = interval(values)
-        return f"{np.median(values):.2e} [{low:.1e}, {high:.1e}]"
-
-    print(f"  {'':12}{'tuned':>8}  {'final loss [95 %]':28}{f'to {problem.target:g}':>8}", end="")
-    print(f"{'default':>10}  {'final loss [95 %]':28}{'sensitivity':>11}{'diverged':>10}")
-    best = level(results)
-    for name, one in sorted(results.items(), key=lambda item: np.median(item[1].final)):
-        reached = np.where(one.curves <= problem.target, row_steps(problem.steps), np.inf)
-        median = np.median(reached.min(axis=1))
-        steps = f"{median:.0f}" if np.isfinite(median) else "–"
-        print(f"{'=' if best[name] else ' '} {name:12}{one.rate:8.2g}  ", end="")
-        print(f"{cell(one.final):28}{steps:>8}{defaults[name] or '–':>10}  ", end="")
-        print(f"{'' if one.default is None else cell(one.default):28}", end="")
-        print(f"{np.median(sensitivity(one.swept)):11.2e}{one.diverged.mean():10.0%}")
-
-
-def rank(races: dict[str, dict[str, Result]]) -> None:
-    """Print the ranks of all optimizers on all problems, the best on average first."""
-    medians = [[np.median(one.final) for one in results.values()] for results in races.values()]
-    places = np.asarray(rankdata(jnp.array(medians), "min", axis=1), int)
-    best = [level(results) for results in races.values()]
-    print("Ranks by the median at the tuned rate; = marks a tie with the first:\n")
+def rank(races: dict[str, Comparison]) -> None:
+    """Print the places of all optimizers on all problems, the best on average first."""
+    names = next(iter(races.values())).axes[0][1]
+    places = np.array([one.iqm.argsort().argsort() + 1 for one in races.values()])
+    print("Places by the interquartile mean; = marks a tie with the first:\n")
     print(f"{'':12}" + "".join(f"{name:>12}" for name in races) + f"{'mean':>9}")
-    names = list(best[0])
     for i in np.argsort(places.mean(axis=0), kind="stable"):
-        row = [
-            f"{'=' if one[names[i]] else ''}{place}"
-            for one, place in zip(best, places[:, i], strict=True)
-        ]
-        print(f"{names[i]:12}" + "".join(f"{one:>12}" for one in row), end="")
+        print(f"{names[i]:12}", end="")
+        for place, one in zip(places[:, i], races.values(), strict=True):
+            print(f"{('=' if names[i] in one.tied else '') + str(place):>12}", end="")
         print(f"{places[:, i].mean():9.1f}")
 
 
-def multiples(
-    title: str,
-    x: np.ndarray,
-    values: dict[str, np.ndarray],
-    mark: Callable[[Axes, str], Any],
-    xlabel: str,
-    ylabel: str,
-) -> plt.Figure:
-    """Draw a panel for each optimizer's [x, seeds], with the medians of the others behind it."""
-    columns, number = 4, len(values)
-    rows = -(-number // columns)
+def draw_rates(problem: Problem, table: Sweep, found: Comparison, defaults: Defaults) -> plt.Figure:
+    """Draw the final loss against the rate, in a panel for each optimizer."""
+    rates, names = table.axes["lr"], found.axes[0][1]
+    losses = np.where(found.diverged, table.values[..., 0], table.values[..., 1])
+    middle = np.median(losses, axis=2)
+    columns = 4
+    rows = -(-len(names) // columns)
     options = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
-    figure, axes = plt.subplots(rows, columns, figsize=(10, 1.3 + 1.75 * rows), **options)
+    figure, axes = plt.subplots(rows, columns, figsize=(8, 1.4 + 1.75 * rows), **options)
     for place, ax in enumerate(axes.flat):
-        ax.set_visible(place < number)
-        ax.tick_params(labelbottom=place >= number - columns)
-    for (name, one), ax in zip(values.items(), axes.flat, strict=False):
-        for other in values.values():
-            ax.plot(x, np.median(other, axis=1), color="0.85", linewidth=0.6)
-        ax.lines[0].set_label("the other optimizers")
-        ax.fill_between(
-            x, one.min(1), one.max(1), color=BLUE, alpha=0.25, linewidth=0, label="all seeds"
-        )
-        ax.plot(x, np.median(one, axis=1), color=BLUE, label="their median")
-        mark(ax, name)
+        ax.set_visible(place < len(names))
+        ax.tick_params(labelbottom=place >= len(names) - columns)
+    for i, (name, ax) in enumerate(zip(names, axes.flat, strict=False)):
+        low, high = losses[i].min(axis=1), losses[i].max(axis=1)
+        ax.fill_between(rates, low, high, color=BLUE, alpha=0.25, linewidth=0, label="all seeds")
+        ax.plot(rates, middle[i], color=BLUE, label="their median")
+        if defaults[name]:
+            style = {"color": BLACK, "linestyle": ":", "linewidth": 1, "label": "default rate"}
+            ax.axvline(defaults[name], **style)
+        tuned = np.bincount(found.chosen[i]).argmax()
+        ax.plot(rates[tuned], middle[i, tuned], "o", color=GREEN, markersize=5, label="tuned rate")
+        crosses = rates[found.diverged[i].any(axis=1)]
+        top = {"transform": ax.get_xaxis_transform(), "clip_on": False, "in_layout": False}
+        style = {"color": ORANGE, "markersize": 4, "label": "a seed diverged"}
+        ax.plot(crosses, np.ones(len(crosses)), "x", **style, **top)
         ax.set_title(name, fontsize=10)
-        ax.set_yscale("log")
-    for ax in axes.flat[max(number - columns, 0) : number]:
-        ax.set_xlabel(xlabel)
-    figure.supylabel(ylabel, fontsize=10)
-    figure.suptitle(title)
+        ax.set(xscale="log", yscale="log")
+    for ax in axes.flat[max(len(names) - columns, 0) : len(names)]:
+        ax.set_xlabel("learning rate")
+    figure.supylabel("final loss", fontsize=10)
+    figure.suptitle(f"{problem.title}: after {problem.steps} steps")
     handles = axes[0, 0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=6, fontsize=9)
     return figure
 
 
-def draw_rates(
-    problem: Problem, rates: np.ndarray, results: dict[str, Result], defaults: Defaults
-) -> plt.Figure:
-    """Draw the final loss against the rate."""
-
-    def mark(ax, name):
-        one = results[name]
-        ax.set_xscale("log")
-        if defaults[name]:
-            ax.axvline(
-                defaults[name], color=BLACK, linestyle=":", linewidth=1, label="default rate"
-            )
-        least = np.median(one.swept, axis=1).min()
-        ax.plot(one.rate, least, "o", color=GREEN, markersize=5, label="tuned rate")
-        crosses = rates[one.diverged.any(axis=1)]
-        top = {"transform": ax.get_xaxis_transform(), "clip_on": False, "in_layout": False}
-        style = {"color": ORANGE, "markersize": 4, "label": "a seed diverged"}
-        ax.plot(crosses, np.ones(len(crosses)), "x", **style, **top)
-
-    title = f"{problem.title}: after {problem.steps} steps"
-    swept = {name: one.swept for name, one in results.items()}
-    return multiples(title, rates, swept, mark, "learning rate", "final loss")
-
-
-def draw_curves(problem: Problem, results: dict[str, Result]) -> plt.Figure:
-    """Draw the loss along the runs at the tuned rates."""
-
-    def mark(ax, name):
-        ax.axhline(problem.target, color=ORANGE, linestyle="--", linewidth=1, label="target")
-
-    curves = {name: one.curves.T for name, one in results.items()}
-    title, steps = f"{problem.title}: at the tuned rates", row_steps(problem.steps)
-    return multiples(title, steps, curves, mark, "step", "loss")
+def draw_comparison(problem: Problem, found: Comparison) -> plt.Figure:
+    """Draw the intervals of all optimizers, and how often each is near the best of a seed."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.8), layout="constrained")
+    plot.intervals(found, ax=left)
+    left.set(title="Interquartile mean, 95 % interval", xscale="log")
+    plot.profiles(found, np.geomspace(1, 1e4, 400), ax=right)
+    right.set(title="Performance profiles", xticks=10.0 ** np.arange(5))
+    right.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    figure.suptitle(f"{problem.title}: after {problem.steps} steps at the tuned rates")
+    return figure
 
 
 def enter(paths: list[str]) -> Entrants:
@@ -170,23 +114,22 @@ def enter(paths: list[str]) -> Entrants:
 
 
 def study(
-    problem: Problem, entrants: Entrants, grid: np.ndarray, keys: jax.Array
-) -> tuple[dict[str, Result], dict[str, plt.Figure]]:
-    """Race on one problem and print the results; return them and their pictures."""
+    problem: Problem, entrants: Entrants, rates: np.ndarray, keys: jax.Array
+) -> tuple[Comparison, dict[str, plt.Figure]]:
+    """Race on one problem and print the comparison; return it and its pictures."""
     factories = {name: factory for name, (factory, _) in entrants.items()}
     defaults = {name: default for name, (_, default) in entrants.items()}
-    rates = np.append(grid, sorted({rate for rate in defaults.values() if rate}))
     began = time.perf_counter()
     table = race(problem, factories, rates, keys)
     seconds = time.perf_counter() - began
-    results = judge(table, len(grid), defaults)
+    found = compare(table, over="optimizer", tune="lr")
     runs = table.values[..., 0].size
     print(f"{problem.title}: {runs} runs of {problem.steps} steps in {seconds:.1f} s\n")
-    show(problem, results, defaults)
+    found.table()
     print(flush=True)
-    return results, {
-        "rates": draw_rates(problem, grid, results, defaults),
-        "curves": draw_curves(problem, results),
+    return found, {
+        "rates": draw_rates(problem, table, found, defaults),
+        "comparison": draw_comparison(problem, found),
     }
 
 
@@ -208,8 +151,8 @@ def main() -> None:
         help="add a function from a learning rate to an optimizer; repeat it for more",
     )
     option("--steps", type=int, help="steps of every run (default: 300 to 1000)")
-    option("--rates", type=int, default=32, help="number of rates, 1e-5 to 10 (default: 32)")
-    option("--seeds", type=int, default=8, help="runs at every rate (default: 8)")
+    option("--rates", type=int, default=13, help="number of rates, 1e-5 to 10 (default: 13)")
+    option("--seeds", type=int, default=10, help="runs at every rate (default: 10)")
 
     def race_all(arguments: argparse.Namespace) -> None:
         chosen = arguments.problem or list(PROBLEMS)
@@ -221,14 +164,14 @@ def main() -> None:
         _command.check_range("rates", arguments.rates, 1, 1000)
         _command.check_range("seeds", arguments.seeds, 2, 1000)
         entrants = enter(arguments.optimizer)
-        grid = np.geomspace(LOWEST, HIGHEST, arguments.rates)
+        rates = np.geomspace(LOWEST, HIGHEST, arguments.rates)
         draw, rest = jax.random.split(jax.random.key(arguments.seed))
         keys = jax.random.split(rest, arguments.seeds)
         races, written = {}, []
         for name in chosen:
             problem = PROBLEMS[name](draw)
             problem = problem._replace(steps=arguments.steps or problem.steps)
-            races[name], figures = study(problem, entrants, grid, keys)
+            races[name], figures = study(problem, entrants, rates, keys)
             named = {f"{name}_{kind}": figure for kind, figure in figures.items()}
             written += _command.save(named, arguments.out)
         rank(races)

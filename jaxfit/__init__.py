@@ -1,4 +1,7 @@
-"""jaxfit: gradient-based optimisation in JAX, where a training run is a value."""
+"""Gradient-based optimisation in JAX, where a training run is a value.
+
+.. include:: README.md
+"""
 
 import importlib
 from typing import Any
@@ -22,6 +25,7 @@ __all__ = [
     "Step",
     "Sweep",
     "__version__",
+    "analysis",
     "at",
     "best",
     "blame",
@@ -36,6 +40,7 @@ __all__ = [
     "losses",
     "minibatches",
     "models",
+    "plot",
     "record",
     "replay",
     "search",
@@ -46,7 +51,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load ``jaxfit.analysis`` when it is first used."""
-    if name == "analysis":
-        return importlib.import_module("jaxfit.analysis")
+    """Load ``jaxfit.analysis`` and ``jaxfit.plot``, which need more, when they are first used."""
+    if name in ("analysis", "plot"):
+        return importlib.import_module(f"jaxfit.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

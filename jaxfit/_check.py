@@ -72,10 +72,10 @@ def evaluation(evaluate: Any, evaluate_every: int | None, keyframe_every: int | 
 def examples(name: str, arrays: Any, alternative: str = "") -> tuple[Any, int]:
     """Return a tree of arrays that share a leading axis as JAX's, and the length of that axis."""
     for leaf in jax.tree.leaves(arrays):
-        if not _tree.is_array(leaf):
+        if not _tree.is_array(leaf) or (_tree.is_key(leaf) and not leaf.ndim):
             raise TypeError(
-                f"{name} holds {show(leaf)}, but its leaves must be arrays: "
-                f"convert them with jnp.asarray."
+                f"{name} holds {show(leaf)}, but its leaves must be arrays: convert them with "
+                f"jnp.asarray, or give a key to minibatches, or use it in a function of the step."
             )
     number = leading_axis(name, arrays, "example", alternative)
     return jax.tree.map(jnp.asarray, arrays), number

@@ -8,14 +8,11 @@ import os
 import pathlib
 import sys
 
-import jax
-from tqdm.auto import tqdm
-
 from jaxfit import _check, _tree
 from jaxfit._disk.directory import Directory
 from jaxfit._disk.manifest import fingerprint
 from jaxfit._disk.paths import checked_path
-from jaxfit._drive import interrupts, rules
+from jaxfit._drive import bars, interrupts, rules
 from jaxfit._drive.chunks import End, chunks
 from jaxfit._drive.hook import Hook, check_pauses
 from jaxfit._drive.pace import Marks, Pace
@@ -136,7 +133,7 @@ def fit(
     _check.function("record", record, "step")
     evaluate_every = check_pauses(record_every, evaluate, evaluate_every, callback)
     rules.check_rule(stop, evaluate)
-    hides_bar = _hides_bar(progress)
+    bars.check_progress(progress)
     path = None if checkpoint_dir is None else checked_path(checkpoint_dir)
     given = params, carry, None if is_stream(data) else data
     _check.concrete("params, carry or data", given, "fit")
@@ -163,8 +160,7 @@ def fit(
         size = _tree.nbytes(row) + source.batch_bytes * record_every
         pace = Pace.of(chunk_size, num_steps, record_every, size, path is not None, marks)
         asked = stack.enter_context(interrupts.noted())
-        bar = tqdm(total=num_steps, initial=done - marks.first, unit=" steps", disable=hides_bar)
-        stack.enter_context(bar)
+        bar = stack.enter_context(bars.bar(progress, "steps", num_steps, done - marks.first))
         try:
             stand = program.begin(state, memory, sink, end.step)
             for chunk in chunks(program, stand, source, pace, end, asked):
@@ -207,14 +203,3 @@ def _say_interrupted(reason: str, end: int, path: pathlib.Path | None) -> None:
     """Tell whoever pressed Ctrl-C what became of the run."""
     kept = "committed and returned" if path else "returned"
     print(f"fit: {reason} of {end}; the run so far is {kept}.", file=sys.stderr)
-
-
-def _hides_bar(progress: bool | str) -> bool | None:
-    """Return what tqdm calls ``disable``: None hides the bar where there is no terminal."""
-    if progress not in (True, False, "always"):
-        raise ValueError(
-            f'progress is {_check.show(progress)}, but must be True, False or "always".'
-        )
-    if jax.process_index() != 0 or progress is False:
-        return True
-    return None if progress is True else False

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
-from tqdm.auto import tqdm
 
 from jaxfit import _check
-from jaxfit._drive import tiles
+from jaxfit._drive import bars, tiles
 from jaxfit._drive.axes import Axis, arrange, parse
 from jaxfit._drive.race import Race
 from jaxfit._drive.rungs import Field, ends_of, share_out
@@ -124,8 +123,7 @@ def halving(
     field = Field(variants, [axis for axis in parsed if axis.inside], batch_size, devices)
     like = field.check(ends[:brackets], np.diff(ends).tolist())
     race = Race(points, ends, share_out(len(points), len(ends), keep, brackets), keep, by, average)
-    hidden = not progress or jax.process_index() != 0
-    with tqdm(unit=" runs", disable=hidden) as bar:
+    with bars.bar(progress and "always", "runs") as bar:
         table = race.run(field, like, bar)
     values = {name: arrange(parsed, leaf) for name, leaf in table.numbers.items()}
     arrays = [arrange(parsed, leaf) for leaf in jax.tree.leaves(table.members)]

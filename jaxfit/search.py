@@ -105,6 +105,16 @@ def _values(distribution: Distribution, column: np.ndarray, n: int) -> jax.Array
 def uniform(low: float, high: float) -> Distribution:
     """Return the uniform distribution between two numbers.
 
+    Args:
+      low: the least value.
+      high: the greatest, above it.
+
+    Returns:
+      Its quantile function, of numbers from 0 to 1, for `samples`.
+
+    Raises:
+      ValueError: if the bounds are not in this order.
+
     >>> import numpy as np
     >>> uniform(1.0, 3.0)(np.array([0.25, 0.5]))
     array([1.5, 2. ])
@@ -115,6 +125,16 @@ def uniform(low: float, high: float) -> Distribution:
 
 def log_uniform(low: float, high: float) -> Distribution:
     """Return the distribution between two positive numbers whose logarithm is uniform.
+
+    Args:
+      low: the least value, above 0.
+      high: the greatest, above it.
+
+    Returns:
+      Its quantile function, of numbers from 0 to 1, for `samples`.
+
+    Raises:
+      ValueError: if the bounds are not in this order.
 
     >>> import numpy as np
     >>> log_uniform(0.01, 1.0)(np.array([0.5])).round(6)
@@ -129,6 +149,15 @@ def choice(*values: Any) -> Distribution:
 
     What is no number, such as an optimizer, cannot vary inside a compiled program: sweep it as an
     axis of its own.
+
+    Args:
+      *values: the numbers.
+
+    Returns:
+      Its quantile function, of numbers from 0 to 1, for `samples`.
+
+    Raises:
+      TypeError: if a value is not a number.
 
     >>> import numpy as np
     >>> choice(16, 32, 64)(np.array([0.1, 0.5, 0.99]))

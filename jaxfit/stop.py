@@ -6,10 +6,11 @@ it is true. One that has to remember earlier steps, or looks at evaluations, is 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,8 @@ from jaxfit.run import Step
 __all__ = ["Rule", "any", "gradient_below", "loss_below", "no_improvement", "not_finite"]
 
 
-class Rule(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Rule:
     """A stopping rule with a memory, as pure functions.
 
     What a rule remembers is kept in the State that ``fit`` returns, and in a ``checkpoint_dir``, so

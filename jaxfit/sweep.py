@@ -8,12 +8,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
-from tqdm.auto import tqdm
 
 from jaxfit import _check, _tree
 from jaxfit._disk.paths import checked_path
 from jaxfit._disk.sweep_manifest import read_sweep
-from jaxfit._drive import host, tiles
+from jaxfit._drive import bars, host, tiles
 from jaxfit._drive.axes import parse
 from jaxfit._drive.sweep_sinks import InMemory, SweepSink, open_directory
 from jaxfit._drive.table import Sweep
@@ -140,9 +139,7 @@ def sweep(
         wanted = sink.wanted(batch_size)
         total = len(variants) * number
         left = total if wanted is None else min(total, sum(map(len, wanted)) * batch_size)
-        hidden = not progress or jax.process_index() != 0
-        bar = tqdm(total=total, initial=total - left, unit=" runs", disable=hidden)
-        with bar:
+        with bars.bar(progress and "always", "runs", total, total - left) as bar:
             for part in tiles.compute(variants, inside, batch_size, devices, wanted):
                 sink.add(*part)
                 bar.update(len(part.runs))

@@ -74,8 +74,9 @@ def concatenate(*trees):
 
 def perceptron():
     """A small classifier on batches that are scaled on the way: a loss, parameters, data."""
-    x = jax.random.normal(jax.random.key(1), (64, 8))
-    y = jax.random.randint(jax.random.key(2), (64,), 0, 3)
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.normal(size=(64, 8)), jnp.float32)
+    y = jnp.asarray(rng.integers(0, 3, 64), jnp.int32)
 
     def loss(params, batch):
         inputs, labels = batch

@@ -17,14 +17,17 @@ def _close_figures():
     plt.close("all")
 
 
-@pytest.fixture(scope="module")
-def less_optimized():
-    """Save half of the time of a small study, which goes into compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.clear_caches()  # of programs of other tests, whose last bits may be others
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
+# What looks at bits or at programs as users have them.
+OPTIMIZED = "bits fit nist readme replay sweep train unit".split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _less_optimized(request):
+    """Save a third of the time of other tests, which goes into compiling."""
+    wanted = request.module.__name__.removeprefix("tests.test_") not in OPTIMIZED
+    if jax.config.values["jax_disable_most_optimizations"] != wanted:
+        jax.config.update("jax_disable_most_optimizations", wanted)
+        jax.clear_caches()  # of programs of other tests, whose last bits may be others
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +47,18 @@ def command(monkeypatch, tmp_path, capsys):
         return capsys.readouterr().out
 
     return run
+
+
+@pytest.fixture
+def notebook(tmp_path, monkeypatch):
+    """IPython as a notebook has it, without a browser: what was to be displayed."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.utils.capture import RichOutput, capture_output
+
+    shell = InteractiveShell.instance()
+    shell.kernel = None  # by which a notebook is told from a terminal
+
+    with capture_output() as captured:
+        yield lambda: [output for output in captured.outputs if isinstance(output, RichOutput)]
+    shell.clear_instance()

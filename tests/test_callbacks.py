@@ -231,6 +231,7 @@ def history(path):
                 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # those of the library
 def test_wandb_keeps_every_scalar_offline(tmp_path, points, monkeypatch):
     wandb = pytest.importorskip("wandb")
@@ -251,6 +252,7 @@ def test_wandb_keeps_every_scalar_offline(tmp_path, points, monkeypatch):
     assert [step for step, _ in found["evaluation/loss"]] == [10, 20, 25, 30]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_keeps_every_scalar_in_a_local_database(tmp_path, points, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
@@ -280,18 +282,6 @@ def test_without_a_notebook_a_curve_is_a_line_for_every_call(capsys, run):
     ]
     fitted(callbacks.curve("low", "evaluation/steps/0"), 10)
     assert capsys.readouterr().out.endswith(", evaluation/steps/0 10\n")
-
-
-@pytest.fixture
-def notebook(tmp_path, monkeypatch):
-    """IPython as a notebook has it, without a browser: what was to be displayed."""
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell.instance()
-    from IPython.utils.capture import RichOutput, capture_output
-
-    with capture_output() as captured:
-        yield lambda: [output for output in captured.outputs if isinstance(output, RichOutput)]
-    shell.clear_instance()
 
 
 def colors(picture):

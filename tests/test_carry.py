@@ -110,6 +110,7 @@ def test_members_of_a_sweep_have_carries_of_their_own(line):
         assert_same_bits(row(swept, seed), jax.jit(final)(seed))
 
 
+@pytest.mark.slow
 def test_derivatives_go_through_a_carry():
     # m ← m/2 + p, and p ← p - r (m + p), the derivative of p m.
     def averaged(p, carry):
@@ -211,3 +212,22 @@ def test_a_loss_that_takes_no_carry_is_refused(line):
     state = dataclasses.replace(jaxfit.init(guess, ADAM), carry=jnp.float32(0))
     with pytest.raises(TypeError, match=r"called as loss\(params, carry, batch\)"):
         jaxfit.train(loss, state, ADAM, 3, data=line)
+
+
+def test_a_sharded_run_with_carry_is_the_run(line):
+    mesh = jax.sharding.Mesh(jax.devices(), "devices")
+    put = lambda tree, *axes: jax.device_put(
+        tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+    )
+
+    @jax.jit
+    def run(start, batch, carry):
+        return jaxfit.train(noisy, start, ADAM, 12, data=batch, carry=carry)
+
+    start = jaxfit.init(guess, ADAM, START).carry
+    sharded = run(put(guess), put(line, "devices"), put(start))
+    assert len(sharded.trajectory["loss"].sharding.device_set) == 2
+    kept = lambda run: (run.trajectory, run.state.params, run.state.carry["mean"])
+    alone = run(guess, line, start)
+    assert_close(kept(sharded), kept(alone), rtol=1e-4)
+    assert_same_bits(sharded.state.carry["key"], alone.state.carry["key"])

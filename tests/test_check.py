@@ -102,6 +102,7 @@ REFUSED = {
     ),
     # the data
     "ragged data": (train(data=(x, y[:3])), ValueError, "(5, 2) and (3,)"),
+    "a key as data": (train(data=jax.random.key(0)), TypeError, "give a key to minibatches"),
     "data without an axis": (train(data=3.0), ValueError, "share one leading axis"),
     "one leaf without an axis": (train(data=(x, 1.0)), ValueError, "(5, 2) and ()"),
     "no arrays in data": (train(data=()), ValueError, "arrays of shape none"),

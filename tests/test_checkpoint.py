@@ -635,6 +635,7 @@ def run_faults(folder, *names):
     return [json.loads(line) for line in ran.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_or_could_not_write_goes_on_to_the_same_end():
     with tempfile.TemporaryDirectory() as folder:  # unlike tmp_path, one that others may read
         pathlib.Path(folder).chmod(0o755)
@@ -647,6 +648,7 @@ def test_a_run_that_was_killed_or_could_not_write_goes_on_to_the_same_end():
         assert after in [f"the same from {step}" for step in possible], after
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_thirty_random_moments_goes_on_to_the_same_end(tmp_path):
     *killed, after = run_faults(tmp_path, "random_moments")
     assert len(killed) == 30 and all(signal == 9 for _, signal, _ in killed)
@@ -669,6 +671,7 @@ def test_two_fits_do_not_write_to_one_directory(data, tmp_path):
     fit(loss, guess, ADAM, 30, data=batches, checkpoint_dir=tmp_path, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_threads_write_runs_of_their_own(data, trained, tmp_path):
     def run(number):
         options = {"chunk_size": 2, "progress": False, "checkpoint_dir": tmp_path / str(number)}
@@ -877,6 +880,7 @@ print("loss", float(rows["loss"][-1]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_run(tmp_path):
     said = two_processes(TOGETHER, tmp_path)
     (first, shown), (second, hidden) = said

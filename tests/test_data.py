@@ -251,6 +251,7 @@ def p_value(counts, variance, freedom):
     return chi2.sf(np.sum((counts - counts.mean()) ** 2) / variance, freedom)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["keys", "epochs"])
 @pytest.mark.parametrize(("n", "draws"), [(5, 20_000), (12, 20_000), (97, 4_000), (1_797, 2_000)])
 def test_every_example_comes_as_often_at_every_place_and_after_every_other(n, draws, of):
@@ -309,6 +310,7 @@ def test_examples_drawn_with_replacement_are_uniform_and_independent_of_each_oth
 # The stream of epochs.
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(sizes=st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))
 @example(sizes=(1, 1))

@@ -27,6 +27,7 @@ def study(command):
     return functools.partial(command, digits, "--no-animation")
 
 
+@pytest.mark.slow
 def test_the_study_keeps_its_promises_and_writes_its_pictures(study, tmp_path):
     printed = study()
     assert printed.startswith("1438 images to train on, 359 to test on\n")
@@ -49,6 +50,7 @@ def test_the_study_keeps_its_promises_and_writes_its_pictures(study, tmp_path):
     assert_pictures(tmp_path / "out", {"curves", "confusion"}, printed)
 
 
+@pytest.mark.slow
 def test_softmax_regression_reaches_the_optimum_that_scikit_learn_finds(images):
     (x, y), _ = ([np.asarray(array) for array in part] for part in images)
     x = x.astype(np.float64)
@@ -72,6 +74,7 @@ def test_softmax_regression_reaches_the_optimum_that_scikit_learn_finds(images):
     assert fit.run.trajectory["loss"][50] > least * (1 + 1e-4)
 
 
+@pytest.mark.slow
 def test_the_cnn_is_made_of_equinox_convolutions(images):
     layers = _digits.cnn_init(jax.random.key(1))
     x = images[1][0][:20]
@@ -98,6 +101,7 @@ def test_the_cnn_is_made_of_equinox_convolutions(images):
     np.testing.assert_allclose(jax.jit(_digits.cnn)(layers, x), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_accuracies_and_the_animation_show_the_recorded_rows(images, tmp_path):
     fit = _digits.fit_network("MLP", images, 12, jax.random.key(0))
     assert fit.steps.tolist() == [0, 5, 10, 12]

@@ -45,6 +45,7 @@ def test_the_lesson_prints_its_points_and_losses_and_writes_its_pictures(study, 
     assert_pictures(tmp_path / "out", {"data", "guess", "fit", "loss", "path"}, printed)
 
 
+@pytest.mark.slow
 def test_the_study_of_hubbles_galaxies_finds_his_constant(study):
     printed = study("--csv", HUBBLE, "--x", "distance_mpc", "--y", "velocity_km_s")
     assert printed.startswith("24 points; the first five (distance_mpc, velocity_km_s):")

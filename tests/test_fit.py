@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import jaxfit
 from jaxfit import fit as fit_function
+from jaxfit._drive import bars
 from jaxfit._drive.program import _steps
 from jaxfit.fit import fit
 from jaxfit.stop import Rule, loss_below, no_improvement, not_finite
@@ -70,8 +71,10 @@ def trained(data):
 # The same run
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("every", [1, 5])
+@pytest.mark.parametrize(
+    ("name", "every"),
+    [("momentum", 1), ("adam", 5), ("multi", 5), pytest.param("lbfgs", 1, marks=pytest.mark.slow)],
+)
 def test_a_fit_is_the_run_of_train_bit_for_bit(name, every, data, trained):
     for chunk_size in (8,) if name == "lbfgs" else (1, 8, STEPS, None):
         options = {"data": data, "record_every": every, "chunk_size": chunk_size}
@@ -85,11 +88,9 @@ def test_the_length_of_chunks_changes_no_bit(data, trained, chunk_size, every):
     same(fit(loss, guess, OPTIMIZERS["momentum"], STEPS, **options), trained("momentum", every))
 
 
-@pytest.mark.parametrize("record", [jaxfit.record.state, lambda step: step.loss])
-@pytest.mark.parametrize("every", [1, 4])
-def test_a_fit_on_minibatches_is_the_run_of_train(record, every):
+def test_a_fit_on_minibatches_is_the_run_of_train():
     loss, params, batches = on_minibatches()
-    adam, options = optax.adam(0.01), {"record": record, "record_every": every}
+    adam, options = optax.adam(0.01), {"record": jaxfit.record.state, "record_every": 4}
     run = jax.jit(lambda data: jaxfit.train(loss, params, adam, 20, data=data, **options))(batches)
     for chunk_size in 6, None:
         same(fit(loss, params, adam, 20, data=batches, chunk_size=chunk_size, **options), run)
@@ -218,7 +219,6 @@ def test_one_program_serves_all_chunks_one_more_the_rest_and_a_second_fit_none(d
 
 
 def test_chunks_grow_until_they_take_half_a_second_and_no_further(monkeypatch, data):
-    module = sys.modules["jaxfit.fit"]
     seconds, clock = 0.001, [0.0]
     lengths = []
 
@@ -234,7 +234,7 @@ def test_chunks_grow_until_they_take_half_a_second_and_no_further(monkeypatch, d
             lengths.append(number)
             clock[0] += seconds * number
 
-    monkeypatch.setattr(module, "tqdm", Bar)
+    monkeypatch.setattr(bars, "tqdm", Bar)
     monkeypatch.setattr(sys.modules["jaxfit._drive.pace"].time, "perf_counter", lambda: clock[0])
     fit(loss, guess, optax.sgd(0.1), 5000, data=data)
     assert sum(lengths) == 5000 and lengths[0] == 1
@@ -248,13 +248,12 @@ def test_chunks_grow_until_they_take_half_a_second_and_no_further(monkeypatch, d
 
 def with_hook(monkeypatch, hook):
     """Call a hook after every chunk."""
-    module = sys.modules["jaxfit.fit"]
 
-    class Bar(module.tqdm):
+    class Bar(bars.tqdm):
         def update(self, number):
             hook()
 
-    monkeypatch.setattr(module, "tqdm", Bar)
+    monkeypatch.setattr(bars, "tqdm", Bar)
 
 
 @pytest.mark.parametrize(("every", "chunk_size"), list(itertools.product([1, 5], [8, None])))

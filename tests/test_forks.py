@@ -32,6 +32,7 @@ def study(command, monkeypatch):
     return functools.partial(command, forks, "--steps", 100)
 
 
+@pytest.mark.slow
 def test_the_control_is_the_run_bit_for_bit_and_another_order_is_not(images):
     batches, other = (jaxfit.minibatches(images[0], 64, jax.random.key(i)) for i in (1, 2))
     start = jaxfit.init(mlp_init(key, forks.WIDTHS), optax.sgd(0.25))
@@ -96,6 +97,7 @@ def test_a_comparison_is_with_the_run_and_what_diverged_is_infinitely_far(images
     assert np.isposinf([loss, way, height]).all()
 
 
+@pytest.mark.slow
 def test_the_study_prints_all_forks_and_writes_its_pictures(study, tmp_path):
     printed = study()
     number = r" +([+-]?[\d.]+)%?"

@@ -138,6 +138,7 @@ def test_every_batch_size_has_its_best_rate(monkeypatch):
         tune(slow[..., None])
 
 
+@pytest.mark.slow
 def test_the_study_prints_what_it_finds_and_draws_it(command, tmp_path, monkeypatch):
     for name, value in (("SIZES", (4, 32)), ("RATES", np.array([4.0])), ("STEPS", 40)):
         monkeypatch.setattr(_gradient_noise, name, value)

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import jaxfit
+from jaxfit._drive import bars
 from jaxfit._drive.chunks import End
 from jaxfit._drive.hook import Hook
 from jaxfit._drive.pace import Marks, Pace
@@ -43,11 +44,6 @@ class Seen(list):
     @property
     def steps(self):
         return [int(state.step) for state, _, _ in self]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quickly(less_optimized):
-    """Compile in half the time."""
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +318,7 @@ def test_a_run_that_it_ended_goes_on_from_there(data, once, tmp_path):
 def test_a_slow_callback_makes_chunks_longer_and_not_shorter(data, monkeypatch):
     clock, lengths = [0.0], []
 
-    class Bar(sys.modules["jaxfit.fit"].tqdm):
+    class Bar(bars.tqdm):
         def update(self, number):
             clock[0] += 0.001 * number  # seconds that the steps took
             lengths.append(number)
@@ -331,7 +327,7 @@ def test_a_slow_callback_makes_chunks_longer_and_not_shorter(data, monkeypatch):
     def slow(state, rows, evaluation):
         clock[0] += 2.0
 
-    monkeypatch.setattr(sys.modules["jaxfit.fit"], "tqdm", Bar)
+    monkeypatch.setattr(bars, "tqdm", Bar)
     monkeypatch.setattr(sys.modules["jaxfit._drive.pace"].time, "perf_counter", lambda: clock[0])
     fitted(data, slow, 60_000, record=lambda step: {"step": step.step})
     assert sum(lengths) == 60_000 and lengths[0] == 1

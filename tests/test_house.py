@@ -1,7 +1,9 @@
 """The library stays readable: short files and functions, and imports that run one way."""
 
 import ast
+import inspect
 import pathlib
+import types
 
 import pytest
 
@@ -70,3 +72,24 @@ def test_what_keeps_runs_on_disk_needs_nothing_that_drives_them():
         reached |= new
         new = {inner for module in new for inner in imported(module)} - reached
     assert not [module for module in reached if module.startswith("jaxfit._drive")]
+
+
+def public():
+    """Return all that has a public name, by its name."""
+    parts = [getattr(jaxfit, name) for name in jaxfit.__all__]
+    modules = [jaxfit, *(part for part in parts if isinstance(part, types.ModuleType))]
+    names = {f"{m.__name__}.{name}": getattr(m, name) for m in modules for name in m.__all__}
+    return {name: value for name, value in names.items() if callable(value)}
+
+
+@pytest.mark.parametrize("name", sorted(public()))
+def test_what_is_public_is_described(name):
+    value = public()[name]
+    text = inspect.getdoc(value)
+    if inspect.isclass(value):
+        assert "Attributes:" in text
+    else:
+        assert ">>>" in text
+        signature = inspect.signature(value)
+        assert "Args:" in text or not signature.parameters
+        assert "Returns:" in text or signature.return_annotation in (None, "None")

@@ -28,9 +28,6 @@ from tests.common import assert_pictures, assert_refuses
 key = jax.random.key(0)
 
 
-pytestmark = pytest.mark.usefixtures("less_optimized")
-
-
 @pytest.fixture
 def study(command):
     return functools.partial(command, hypergradients)
@@ -54,6 +51,7 @@ def slope(function, values, index, width=1e-5):
     return float(high - low) / (2 * width)
 
 
+@pytest.mark.slow
 def test_hypergradients_of_a_schedule_are_those_of_finite_differences_and_lower_the_loss(digits):
     keys = jax.random.split(key, 2)
     rows = learn(keys, digits, 12, 8).trajectory
@@ -106,6 +104,7 @@ def test_two_fifths_of_the_labels_are_wrong_and_no_others(digits):
         assert labels.tolist() == [truth[image.tobytes()] for image in np.asarray(images)]
 
 
+@pytest.mark.slow
 def test_the_study_finds_wrong_labels_and_draws_it(study, tmp_path, monkeypatch):
     monkeypatch.setattr(_hypergradients, "RATES", np.array([0.2, 0.8]))
     monkeypatch.setattr(_hypergradients, "MOMENTA", (0.0, 0.9))

@@ -15,8 +15,6 @@ from experiments._learning_rates import bracket
 from jaxfit.models import mlp_init
 from tests.common import assert_pictures, assert_refuses
 
-pytestmark = pytest.mark.usefixtures("less_optimized")
-
 key = jax.random.key(0)
 
 
@@ -90,6 +88,7 @@ def test_the_sweep_of_the_lesson_is_its_theory(seed):
     np.testing.assert_allclose(_learning_rates.excess(hessian, best, np.ones(1), 0), above)
 
 
+@pytest.mark.slow
 def test_the_study_prints_its_numbers_and_writes_its_pictures(command, tmp_path, monkeypatch):
     monkeypatch.setattr(_learning_rates, "WIDTHS", (64, 10))  # which compiles sooner
     printed = command(learning_rates, "--steps", 60, "--rates", 9, "--seeds", 2)

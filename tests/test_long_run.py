@@ -37,9 +37,8 @@ def study(command, library):
     return functools.partial(command, long_run, "--width", 8, "--text", library)
 
 
-def test_the_run_is_killed_and_goes_on_to_its_picture(
-    study, library, tmp_path, monkeypatch, less_optimized
-):
+@pytest.mark.slow
+def test_the_run_is_killed_and_goes_on_to_its_picture(study, library, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # in the processes that train, too
     printed, out = study("--minutes", 0.005, "--kills", 1), tmp_path / "out"
     number = len((library / "c.py").read_text())

@@ -84,6 +84,7 @@ def test_the_full_batch_is_gradient_descent_and_does_not_wander(monkeypatch):
     assert full.measured < 1e-10 < drawn.measured / 1e4 and np.isnan(full.exact)
 
 
+@pytest.mark.slow
 def test_the_study_finds_the_variance_of_theory_and_draws_it(study, tmp_path, monkeypatch):
     # Half of the batch sizes, to save the time that compiling takes.
     monkeypatch.setattr(_minibatch_sgd, "SIZES", (1, 20))

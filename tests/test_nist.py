@@ -42,6 +42,7 @@ def test_linear_regressions(nist, name):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Misra1a", "Chwirut2", "Lanczos3", "DanWood", "Misra1b"])
 def test_nonlinear_regressions_from_the_nearer_start(nist, name):
     problem = nist.load(name)

@@ -1,4 +1,4 @@
-"""The Python blocks of the README run in their order, those of the models each by itself."""
+"""The Python blocks of the README and of the guide run in order, those of the models alone."""
 
 import pathlib
 import re
@@ -6,26 +6,32 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-MODELS = (ROOT / "experiments/models/README.md").read_text(encoding="utf-8").split("## Models")[1]
+FOLDERS = [".", "jaxfit", "tests", "experiments", "experiments/models", "experiments/benchmarks"]
+read = lambda folder: (ROOT / folder / "README.md").read_text(encoding="utf-8")
 find = lambda text: re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-STORY = find(README)
+MODELS = read("experiments/models").split("## Models")[1]
 
 
 def run(block, names):
     exec(compile(block, "README.md", "exec"), names)
 
 
-def test_the_blocks_of_the_story_run_one_after_the_other(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("folder", "files"),
+    [
+        (".", {"fit.html", "path.png", "rates.png", "run"}),
+        ("jaxfit", {"losses.csv", "run", "sweep"}),
+    ],
+)
+def test_the_blocks_run_one_after_the_other(folder, files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
-    for block in STORY:
+    for block in find(read(folder)):
         run(block, names)
-    made = {path.name for path in tmp_path.iterdir()}
-    assert made == {"losses.csv", "path.png", "rates.png", "run", "sweep"}
-    assert len(STORY) >= 5
+    assert {path.name for path in tmp_path.iterdir()} == files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "block"), re.findall(r"\*\*(.*?)\*\*.*?```python\n(.*?)```", MODELS, re.DOTALL)
 )
@@ -39,14 +45,16 @@ def test_there_are_the_models_that_people_have():
     assert len(find(MODELS)) == 6
 
 
-def test_the_first_example_is_short_and_the_pictures_are_there():
-    assert len(STORY[0].splitlines()) <= 15
-    for path in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README):
-        assert 0 < (ROOT / path).stat().st_size < 300 * 1024
+def test_a_newcomer_is_not_kept_waiting():
+    text = read(".")
+    assert text.count("\n") <= 170
+    assert len(find(text)[0].splitlines()) <= 15
 
 
-@pytest.mark.parametrize("path", [".", "experiments/models", "experiments/benchmarks"])
-def test_links_lead_to_files(path):
-    text = (ROOT / path / "README.md").read_text(encoding="utf-8")
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
-        assert (ROOT / path / link).exists(), link
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_links_lead_to_files_and_pictures_are_small(folder):
+    text = read(folder)
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (ROOT / folder / link).exists(), link
+    for path in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text):
+        assert 0 < (ROOT / folder / path).stat().st_size < 100 * 1024

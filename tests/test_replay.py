@@ -191,6 +191,7 @@ def test_one_program_looks_at_every_step(line):
         assert_close(seen.params, run.trajectory["params"][step])
 
 
+@pytest.mark.slow
 def test_a_replay_on_eight_devices_is_the_run_bit_for_bit():
     code = """
         import jax, jax.numpy as jnp, optax, jaxfit

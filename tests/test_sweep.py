@@ -122,6 +122,7 @@ def least_squares(line):
     return lambda lr: jnp.linalg.solve(x.T @ x / 64 + lr * jnp.eye(8), x.T @ x[:, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [slope_of_a_run, least_squares])
 def test_what_is_no_run_is_the_same_on_any_number_of_devices_too(line, make):
     fn = make(line)
@@ -175,6 +176,7 @@ def adam(line):
     return [hashlib.sha256(leaf).hexdigest() for leaf in leaves]
 
 
+@pytest.mark.slow
 def test_eight_devices_make_the_bits_of_one(adam):
     flags = "--xla_force_host_platform_device_count=8"
     with process(ELSEWHERE, 8, XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} {flags}") as running:
@@ -183,6 +185,7 @@ def test_eight_devices_make_the_bits_of_one(adam):
     assert hashes(said) == [*adam, *adam]
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_bits_of_one_and_both_have_them_all(adam):
     for said, _ in two_processes(ELSEWHERE, 4):
         assert hashes(said) == adam
@@ -285,6 +288,7 @@ def test_axes_have_the_dtypes_that_jax_gives_them():
     assert result.values.shape == (4, 8) and result.axes["lr"].dtype == np.float64
 
 
+@pytest.mark.slow
 def test_runs_of_a_sweep_are_replayed_under_vmap():
     loss, params, data = perceptron()
 
@@ -633,6 +637,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_does_not_wait_for_its_tile():
     with process(INTERRUPTED) as running:
         try:
@@ -676,8 +681,10 @@ print(sweep(fn, axes | {"x": jnp.arange(3.0)}, batch_size=batch_size).values.tol
 """
 
 
-@pytest.mark.parametrize("kind", ["debug", "io"])
-@pytest.mark.parametrize(("batch_size", "runs"), [(1, "4 to 5"), (3, "0 to 5")])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "batch_size", "runs"), [("debug", 1, "4 to 5"), ("io", 3, "0 to 5")]
+)
 def test_an_error_in_a_callback_ends_a_sweep_and_says_where(kind, batch_size, runs):
     with process(RAISED, kind, batch_size) as running:
         try:

@@ -351,6 +351,7 @@ def test_no_more_is_read_than_is_asked_for():
 # Processes that die
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_goes_on(tmp_path):
     faults = ["before_it_is_done", "without_room", "random_moments"]
     done = subprocess.run(
@@ -401,6 +402,7 @@ print([float(result.values[i, 5]) for i in (0, 299)], float(result.values[3:7].s
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and RLIMIT_AS")
 def test_a_result_may_be_larger_than_memory(tmp_path):
     with process(LARGE, tmp_path) as running:
@@ -425,6 +427,7 @@ for _ in range(2):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_directory(whole, tmp_path):
     for said, _ in two_processes(TOGETHER, tmp_path):
         expected = hashlib.sha256(np.ascontiguousarray(whole["loss"])).hexdigest()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import itertools
-import sys
-import uuid
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from jaxfit._drive import notebooks
 
 Curves: TypeAlias = Mapping[str, list[tuple[np.ndarray, np.ndarray]]]
 """By their names, curves in parts: steps and values, ``[points]`` each."""
@@ -19,16 +19,10 @@ _COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"  # Ok
 
 def show(text: str, curves: Curves, handle: Any) -> Any:
     """Show curves in place of those of a handle, and return their handle; or print the text."""
-    # Whoever is in a notebook has imported IPython.
-    ipython = sys.modules.get("IPython")
-    if ipython is None or ipython.get_ipython() is None:
+    if notebooks.display() is None:
         print(text)
         return None
-    shown = {"text/plain": text, "image/png": _drawn(curves)}
-    if handle is None:
-        return ipython.display.display(shown, raw=True, display_id=uuid.uuid4().hex)
-    handle.update(shown, raw=True)
-    return handle
+    return notebooks.replace({"text/plain": text, "image/png": _drawn(curves)}, handle)
 
 
 def _drawn(curves: Curves) -> bytes:

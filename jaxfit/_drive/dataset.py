@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +13,14 @@ from jaxfit._disk.rows import DiskArray
 from jaxfit._drive.axes import Axis
 from jaxfit._types import PyTree
 from jaxfit.run import Run
+
+
+class Further(NamedTuple):
+    """Hold a dimension beside the axes, of rows or of evaluations."""
+
+    name: str
+    steps: np.ndarray | None  # its coordinate, if all runs have the same
+    arrays: list[Any]  # those that have it
 
 
 def dataset(axes: Sequence[Axis], values: PyTree) -> Any:
@@ -33,21 +41,19 @@ def dataset(axes: Sequence[Axis], values: PyTree) -> Any:
         ) from error
     read = lambda leaf: leaf[...] if isinstance(leaf, DiskArray) else leaf
     values = _tree.without_keys(jax.tree.map(read, values))
-    steps, rows = _rows(values, len(axes))
-    coordinates, variables = named(axes, values, steps, rows)
+    coordinates, variables = named(axes, values, _further(values, len(axes)))
     return xarray.Dataset(variables, coordinates)
 
 
 def named(
-    axes: Sequence[Axis], values: PyTree, steps: np.ndarray | None = None, rows: Sequence[Any] = ()
+    axes: Sequence[Axis], values: PyTree, further: Sequence[Further] = ()
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Name the coordinates and the arrays of a sweep.
 
     Args:
       axes: the axes of the sweep.
       values: arrays ``[*axes, …]``, without keys.
-      steps: the steps of all rows, if all runs have the same.
-      rows: which arrays have a further dimension of rows.
+      further: dimensions that arrays have beside the axes.
 
     Returns:
       The coordinates and the variables, each a dimension or a list of them with an array.
@@ -55,9 +61,8 @@ def named(
     dimensions = [axis.name for axis in axes]
     free = _namer(dimensions)
     coordinates: dict[str, Any] = {axis.name: (axis.name, np.asarray(axis.labels)) for axis in axes}
-    row = free("row" if steps is None else "step") if len(rows) else ""
-    if steps is not None:
-        coordinates[row] = row, steps
+    further = [one._replace(name=free(one.name)) for one in further]
+    coordinates |= {one.name: (one.name, one.steps) for one in further if one.steps is not None}
     for axis in axes:
         for path, leaf in _arrays(axis.items) if axis.inside else []:
             if path and leaf.ndim == 1:
@@ -65,13 +70,13 @@ def named(
     arrays = [
         (free(path or "value"), leaf)
         for path, leaf in _arrays(values)
-        if steps is None or path != "step"  # which is a coordinate
+        if path != "step" or all(one.steps is None for one in further)  # else a coordinate
     ]
     variables: dict[str, Any] = {}
     for name, leaf in arrays:
-        further = [f"{name}_dim_{i}" for i in range(np.ndim(leaf) - len(axes))]
-        first = [row] if any(leaf is one for one in rows) else []
-        variables[name] = [*dimensions, *first, *map(free, further[len(first) :])], leaf
+        others = [f"{name}_dim_{i}" for i in range(np.ndim(leaf) - len(axes))]
+        first = [one.name for one in further if any(leaf is array for array in one.arrays)]
+        variables[name] = [*dimensions, *first, *map(free, others[len(first) :])], leaf
     return coordinates, variables
 
 
@@ -97,21 +102,27 @@ def _arrays(tree: PyTree) -> list[tuple[str, Any]]:
     ]
 
 
-def _rows(values: PyTree, num_axes: int) -> tuple[np.ndarray | None, list[Any]]:
-    """Return the steps of the rows, None if they differ between runs, and the arrays of rows."""
-    steps: Any
-    recorded: PyTree
+def _further(values: PyTree, num_axes: int) -> list[Further]:
+    """Return the dimension of rows, if there is one, and that of evaluations."""
     if isinstance(values, Run):
-        steps, recorded = values.steps, (values.steps, values.trajectory)
-    elif isinstance(values, Mapping) and np.ndim(values.get("step", 0)) == num_axes + 1:
-        steps, recorded = values["step"], values
-    else:
-        return None, []
+        found = [_dimension(("step", "row"), values.steps, values.trajectory, num_axes)]
+        if values.evaluated_steps is not None:
+            names = "evaluated_step", "evaluation"
+            found += [_dimension(names, values.evaluated_steps, values.evaluations, num_axes)]
+        return found
+    if isinstance(values, Mapping) and np.ndim(values.get("step", 0)) == num_axes + 1:
+        return [_dimension(("step", "row"), values["step"], values, num_axes)]
+    return []
+
+
+def _dimension(names: tuple[str, str], steps: Any, tree: PyTree, num_axes: int) -> Further:
+    """Return a dimension; its name depends on whether all runs have the same steps."""
     length = np.shape(steps)[num_axes]
-    steps = np.reshape(steps, (-1, length))
-    rows = [
+    arrays = [
         leaf
-        for _, leaf in _arrays(recorded)
+        for _, leaf in _arrays((steps, tree))
         if np.shape(leaf)[num_axes : num_axes + 1] == (length,)
     ]
-    return steps[0] if (steps == steps[0]).all() else None, rows
+    steps = np.reshape(steps, (-1, length))
+    same = bool((steps == steps[0]).all())
+    return Further(names[0] if same else names[1], steps[0] if same else None, arrays)

@@ -21,7 +21,8 @@ def plane(
 
     The contours are the loss on the plane, and the path is as far off it as the colours of its
     points say: the loss at a point of the path is not that of the contour below it. Of a random
-    walk, too, two components hold some 76 % of the variance, so that alone is no finding.
+    walk, too, two components hold 90 % of the variance about its last point and 76 % of that about
+    its mean, so a high part alone is no finding.
 
     Args:
       pca: a result of ``jaxfit.analysis.pca``: ``coordinates [rows, k]``, ``ratio [k]``, the

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import itertools
 import pathlib
-import sys
 import tempfile
 import warnings
 import webbrowser
@@ -19,6 +17,7 @@ import numpy as np
 from matplotlib.animation import Animation, FuncAnimation
 from PIL import Image
 
+from jaxfit._drive import notebooks
 from jaxfit.plot._player import borrowed, page
 from jaxfit.plot._player.files import WRITERS
 from jaxfit.plot._player.film import PREFIX, Film, record
@@ -120,10 +119,7 @@ def show(animation: Animation) -> None:
     >>> import jaxfit.plot
     >>> jaxfit.plot.show(animation)  # doctest: +SKIP
     """
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    if hasattr(shell, "kernel"):
-        notebook: Any = importlib.import_module("IPython.display")
+    if (notebook := notebooks.display()) is not None:
         notebook.display(notebook.HTML(_cell(animation)))
         return
     path = pathlib.Path(tempfile.mkdtemp(prefix="jaxfit-")) / "animation.html"

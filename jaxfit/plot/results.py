@@ -111,7 +111,7 @@ def eigenvalues(
             ax.fill_between(steps, column - bound, column + bound, color=color, alpha=0.2)
     if threshold is not None:
         limit = np.broadcast_to(np.asarray(threshold, np.float64), len(values))
-        text = f"threshold, {limit[0]:.3g}" if np.ptp(limit) == 0 else "threshold"
+        text = f"threshold, {limit[0]:.4g}" if np.ptp(limit) == 0 else "threshold"
         curve(ax, steps, limit, color=BLACK, linestyle="--", linewidth=1, label=text)
     ax.set(xlabel="step", ylabel="eigenvalue of the Hessian")
     say_gaps(ax, values)

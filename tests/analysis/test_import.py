@@ -1,4 +1,4 @@
-"""The analysis is loaded when it is first used, and its optional packages later still."""
+"""Analysis and plot are loaded when they are first used, and optional packages later still."""
 
 import subprocess
 import sys
@@ -8,11 +8,11 @@ import pytest
 from jaxfit import analysis
 
 
-def test_it_is_loaded_when_it_is_used():
+def test_they_are_loaded_when_they_are_used():
     program = (
         "import sys, jaxfit; assert 'jaxfit.analysis' not in sys.modules;"
         "jaxfit.analysis.curvature; assert 'jaxfit.analysis' in sys.modules;"
-        "assert not {'matfree', 'xarray', 'matplotlib'} & set(sys.modules)"
+        "assert not {'matfree', 'xarray', 'matplotlib'} & set(sys.modules); jaxfit.plot.loss"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -22,8 +22,6 @@ from jaxfit.losses import cross_entropy, objective
 from jaxfit.models import mlp, mlp_init
 from tests.common import assert_close, assert_same_bits
 
-pytestmark = pytest.mark.usefixtures("less_optimized")
-
 X = jax.random.normal(jax.random.key(0), (96, 64))
 Y = jax.random.randint(jax.random.key(1), (96,), 0, 10)
 BATCHES = jaxfit.minibatches((X, Y), 16, jax.random.key(2))
@@ -162,6 +160,7 @@ def test_a_key_that_is_split_from_step_to_step_gives_the_numbers_of_its_loop():
     assert_same_bits(run.state.carry, key)
 
 
+@pytest.mark.slow
 def test_ppo_plays_and_learns_in_turn_as_nested_loops_do():
     params, play = ppo.init(jax.random.key(3))
     run = jax.jit(ppo.train, static_argnums=2)(params, play, 12)

@@ -9,9 +9,8 @@ import pytest
 
 from tests.common import assert_close
 
-pytestmark = pytest.mark.usefixtures("less_optimized")
 
-
+@pytest.mark.slow
 def test_a_neural_ode_is_the_loop_of_diffrax_example():
     pytest.importorskip("diffrax")
     from experiments.models import neural_ode
@@ -40,6 +39,7 @@ def test_a_neural_ode_is_the_loop_of_diffrax_example():
     np.testing.assert_allclose(run.trajectory["loss"], losses, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_variational_inference_is_svi_run():
     pytest.importorskip("numpyro")
     from experiments.models import variational
@@ -66,3 +66,19 @@ def test_a_gaussian_process_is_gpjax_fit():
     np.testing.assert_allclose(run.trajectory["loss"], losses, rtol=1e-9)
     arrays = lambda tree: jax.tree.leaves(eqx.filter(tree, eqx.is_array))
     assert_close(arrays(run.state.params), arrays(expected), rtol=1e-9)
+
+
+def test_trials_of_optuna_are_told_what_each_gives_alone():
+    optuna = pytest.importorskip("optuna")
+    from experiments.models import search_optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = search_optuna.search(1, at_once=4, rounds=2)
+    assert len(study.trials) == 8
+    alone = jax.jit(search_optuna.held_out_loss)
+    for trial in study.trials:
+        point = {name: jnp.float32(value) for name, value in trial.params.items()}
+        if trial.value is None:
+            assert not np.isfinite(alone(point))
+        else:
+            np.testing.assert_allclose(trial.value, alone(point), rtol=1e-3)

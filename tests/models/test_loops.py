@@ -15,8 +15,6 @@ from jaxfit.losses import cross_entropy, l2, mse, objective
 from jaxfit.models import linear, mlp, mlp_init
 from tests.common import assert_close, row
 
-pytestmark = pytest.mark.usefixtures("less_optimized")
-
 X = np.random.default_rng(0).normal(size=(96, 8)).astype(np.float32)
 Y = np.random.default_rng(1).integers(0, 3, 96)
 BATCHES = jaxfit.minibatches((X, Y), 16, jax.random.key(2))

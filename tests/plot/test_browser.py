@@ -82,6 +82,7 @@ def picture(tab, selector):
         return np.asarray(image.convert("RGB")).astype(int)
 
 
+@pytest.mark.slow
 @every
 def test_a_frame_is_what_matplotlib_writes_as_svg(make, playing, visit, tmp_path):
     tab = playing(make(), reduced_motion="reduce")

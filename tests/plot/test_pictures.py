@@ -338,3 +338,22 @@ def test_the_command_prints_a_run_on_disk_and_draws_it(tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit):
         main()
     assert "holds no run" in capsys.readouterr().err
+
+
+def test_the_command_says_what_is_done_of_a_sweep_and_which_run_is_the_lowest(
+    tmp_path, monkeypatch, capsys
+):
+    from jaxfit.__main__ import main
+
+    fn = lambda act, lr: {"final": jnp.log(act(lr) - 0.1), "curve": jnp.arange(3)}
+    axes = {"act": {"sin": jnp.sin, "cos": jnp.cos}, "lr": jnp.array([0.1, 0.2])}
+    jaxfit.sweep(fn, axes, checkpoint_dir=tmp_path)
+    monkeypatch.setattr("sys.argv", ["jaxfit", str(tmp_path)])
+    main()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "4 of 4 runs: act [2], lr [2]"
+    assert second == "final: 1 not finite, lowest -2.316 at act=sin, lr=0.2"
+    monkeypatch.setattr("sys.argv", ["jaxfit", str(tmp_path), "--plot", "sweep.png"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "holds a sweep, but --plot draws a run: leave it out." in capsys.readouterr().err

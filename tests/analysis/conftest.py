@@ -1,8 +1,0 @@
-"""Analyses are compared with closed forms, whatever XLA optimizes."""
-
-import pytest
-
-
-@pytest.fixture(autouse=True)
-def _compile_less(less_optimized):
-    """Disable most of XLA's optimizations."""
