@@ -10,11 +10,11 @@ loss with many batch sizes, each at its own best rate of a sweep.
 
 All 18 estimates hold their closed forms, and on digits those from a run's own batches agree with
 those from all examples, within a factor of about three. The law of steps fits. The batch at which
-doubling saves a quarter, 17 or 18 for the seeds 0 and 1, is predicted within a fifth by the mean
-noise scale along gradient descent, 15 or 20, at the rate that is best for large batches. At a
-quarter or an eighth of that rate the prediction is 271, fifteen times too large: more of that run
-is spent where gradients are small, and there the rate is what limits its speed, not the noise. So a
-noise scale says little before the rate is tuned.
+doubling saves a quarter is 17, 18 and 21 for the seeds 0 to 2, and the mean noise scale along
+gradient descent, at the rate that is best for large batches, predicts it to about a third: 15, 20
+and 15. At a quarter or an eighth of that rate the prediction is 271, at least thirteen times too
+large: more of that run is spent where gradients are small, and there the rate is what limits its
+speed, not the noise. So a noise scale says little before the rate is tuned.
 """
 
 from __future__ import annotations
