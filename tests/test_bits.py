@@ -12,9 +12,13 @@ from tests.fuzz import ALGEBRAIC, DATA, DTYPES, OPTIMIZERS, WAYS, Case, check
 # Small problems in float32, where XLA makes one kernel of a loop, and where it does not.
 PROBLEMS = ("scalars", "rosenbrock", "linear", "tanh")
 UNFIT = {"galore", "muon", "sm3"}  # for parameters that are single numbers
+COMMON = {"sgd", "momentum", "adam", "adamw", "rmsprop", "lbfgs", "MultiSteps adamw"}
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optimizer",
+    [pytest.param(name, marks=() if name in COMMON else pytest.mark.slow) for name in OPTIMIZERS],
+)
 def test_every_optimizer(optimizer):
     number = list(OPTIMIZERS).index(optimizer)
     model = PROBLEMS[number % 4] if optimizer not in UNFIT else "tanh"

@@ -85,6 +85,7 @@ class Top(NamedTuple):
     values: jax.Array  # [k], largest first; −inf where there is none
     vectors: jax.Array  # [k, P]
     products: jax.Array  # [k, P], matrix times vector
+    norm: jax.Array  # [], of the matrix, as far as the first Krylov space has seen it
 
 
 def top(matvec: Matvec, like: jax.Array, k: int, num: int, key: jax.Array) -> Top:
@@ -111,7 +112,8 @@ def top(matvec: Matvec, like: jax.Array, k: int, num: int, key: jax.Array) -> To
         return number + 1, merged, missing | jnp.isneginf(known.values[-1])
 
     none = jnp.zeros((k, like.size), like.dtype)
-    start = jnp.int32(0), Top(jnp.full(k, -jnp.inf, like.dtype), none, none), jnp.array(True)
+    nothing = Top(jnp.full(k, -jnp.inf, like.dtype), none, none, jnp.zeros((), like.dtype))
+    start = jnp.int32(0), nothing, jnp.array(True)
     if k == 1:
         return more(start)[1]
 
@@ -145,13 +147,16 @@ def _candidates(matvec: Matvec, known: Top, like: jax.Array, num: int, key: jax.
     new = jnp.linalg.norm(found @ vectors.T, axis=1) < 0.1
     values = jnp.where(new | jnp.isnan(values), values, -jnp.inf)
     found = jnp.where(jnp.isneginf(values)[:, None], 0, found)
-    return Top(values, found, lax.map(matvec, found))
+    norm = jnp.max(jnp.where(jnp.isfinite(ritz.values), jnp.abs(ritz.values), 0))
+    return Top(values, found, lax.map(matvec, found), norm)
 
 
 def _merged(known: Top, found: Top) -> Top:
     """Return the largest Ritz pairs in the span of two orthogonal sets of vectors."""
     k = len(known.values)
-    values, vectors, products = (jnp.concatenate(pair) for pair in zip(known, found, strict=True))
+    values, vectors, products = (
+        jnp.concatenate(pair) for pair in zip(known[:3], found[:3], strict=True)
+    )
     there = ~jnp.isneginf(values)  # but NaN, which is to be seen
     matrix = jnp.where(there[:, None] & there, vectors @ products.T, 0)
     below = -(4 * k * jnp.max(jnp.abs(matrix), initial=0) + 1)
@@ -159,7 +164,8 @@ def _merged(known: Top, found: Top) -> Top:
     values, turn = jnp.linalg.eigh(matrix)
     values = jnp.where(jnp.arange(2 * k) >= jnp.sum(~there), values, -jnp.inf)
     chosen = jnp.where(jnp.isneginf(values), 0, turn)[:, ::-1][:, :k].T
-    return Top(values[::-1][:k], chosen @ vectors, chosen @ products)
+    norm = jnp.where(known.norm > 0, known.norm, found.norm)
+    return Top(values[::-1][:k], chosen @ vectors, chosen @ products, norm)
 
 
 def arnoldi(matvec: Matvec, start: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:

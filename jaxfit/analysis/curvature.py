@@ -115,16 +115,16 @@ def curvature(
     def attempt(num: int) -> tuple[_krylov.Top, jax.Array]:
         top = _krylov.top(signed, point.at, abs(k), num, key)
         misfit = jnp.linalg.norm(top.products - top.values[:, None] * top.vectors, axis=1)
-        return top, misfit + 10 * eps * jnp.max(jnp.abs(top.values))
+        return top, misfit + 10 * eps * top.norm
 
     num = num_matvecs or min(20 + 2 * abs(k), point.size)
     top, bounds = attempt(num)
-    while num_matvecs is None and not (enough := _sufficient(top.values, bounds)):
+    while num_matvecs is None and not (enough := _sufficient(top, bounds)):
         if enough is None or num == point.size or num >= min(_MOST, _LARGEST // (2 * point.size)):
             break
         num = min(2 * num, point.size)
         top, bounds = attempt(num)
-    if num_matvecs is None and _sufficient(top.values, bounds) is False:
+    if num_matvecs is None and _sufficient(top, bounds) is False:
         warnings.warn(
             f"curvature: after {num} products the error bounds {np.asarray(bounds)} are not all "
             f"below {_ENOUGH:g} of the eigenvalues {sign * np.asarray(top.values)}: give a larger "
@@ -135,15 +135,13 @@ def curvature(
     return Curvature(sign * top.values, bounds, as_trees)
 
 
-def _sufficient(values: jax.Array, bounds: jax.Array) -> bool | None:
+def _sufficient(top: _krylov.Top, bounds: jax.Array) -> bool | None:
     """Return whether all bounds are small; None where it is unknown, or more cannot help."""
-    if isinstance(values, jax.core.Tracer):
+    if isinstance(bounds, jax.core.Tracer) or not np.all(np.isfinite(top.values)):
         return None
-    if not np.all(np.isfinite(values)):
-        return None
-    size = np.abs(values)
-    rounding = 100 * float(jnp.finfo(values.dtype).eps) * size.max()
-    return bool(np.all(np.asarray(bounds) <= np.maximum(_ENOUGH * size, rounding)))
+    rounding = 100 * float(jnp.finfo(bounds.dtype).eps) * float(top.norm)
+    enough = np.maximum(_ENOUGH * np.abs(top.values), rounding)
+    return bool(np.all(np.asarray(bounds) <= enough))
 
 
 def _check_number(point: Point, k: int, num_matvecs: int | None) -> None:
