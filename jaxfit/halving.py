@@ -40,9 +40,9 @@ def halving(
 
     This is successive halving. All members of a rung train together, as in ``jaxfit.sweep``; then
     the best of every ``keep`` go on from their own states for about ``keep`` times the steps. N
-    members cost N/keep^(rungs-1)·rungs full runs instead of N. What makes a good end but a bad
-    beginning is lost: with several ``brackets``, as in Hyperband, some of the members begin at a
-    later rung, after more steps.
+    members cost at most N/keep^(rungs-1)·rungs full runs instead of N: four rungs of 27 cost three.
+    What makes a good end but a bad beginning is lost: with several ``brackets``, as in Hyperband,
+    some of the members begin at a later rung, after more steps.
 
     Args:
       fn: ``fn(state, num_steps, **point) -> (state, result)``, with a keyword for each axis: it
