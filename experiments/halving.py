@@ -10,7 +10,8 @@ Approach to Hyperparameter Optimization <https://jmlr.org/papers/v18/16-558.html
 On the digits both choose the grid's rate, for 11 % and 28 % of its steps. On the cancer data the
 best rate after a few steps is not the best in the end, since large rates overfit later: halving
 chooses one six times too large, and ends at 0.141 for 0.097, while Hyperband, which happens to have
-the best among those that begin later, is 1 % off. All survivors have the bits of the runs alone. (Of --seed 0.)
+the best among those that begin later, is 1 % off. All survivors have the bits of the runs alone.
+(Of --seed 0.)
 """
 
 from __future__ import annotations
