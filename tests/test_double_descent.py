@@ -94,8 +94,16 @@ def test_both_methods_go_to_the_minimum_norm_solution_and_few_steps_do_not(small
     assert (found.distance < 1e-6).all()
     monkeypatch.setattr(_double_descent, "FEATURES", (24,))
     np.testing.assert_allclose(found.risk[0], risks(drawn)[0, [0, 0]], rtol=1e-5)
-    short = trained(drawn, 3).distance
+    x, seen = np.asarray(drawn.x[0, :, :24]), PROBLEMS[0].seen(24)
+    y, a, before = x @ seen + np.asarray(drawn.error[0]), np.zeros(24), np.zeros(24)
+    least, most = np.sqrt(np.linalg.eigvalsh(2 / 12 * x @ x.T)[[0, -1]])
+    rate, beta = (2 / (least + most)) ** 2, ((most - least) / (most + least)) ** 2
+    for _ in range(3):
+        a, before = a - rate * 2 / 12 * x.T @ (x @ a - y) + beta * (a - before), a
+    short, best = trained(drawn, 3).distance, np.linalg.pinv(x) @ y
     assert (short > 1e-3).all()
+    away = np.linalg.norm(a - best) / np.linalg.norm(best)
+    np.testing.assert_allclose(short[0, 1, 0], away, rtol=1e-6)
     x, y = jnp.eye(2, 3), jnp.array([1.0, 2.0])
     np.testing.assert_allclose(solve(x, y), [1, 2, 0], atol=1e-6)
 
