@@ -81,8 +81,9 @@ def order(scores: np.ndarray) -> np.ndarray:
     Scores that are equal stay in their order.
     """
     flat = scores.ravel()
-    positions = np.argsort(flat, kind="stable")
-    return positions[~np.isnan(flat[positions])]
+    positions: np.ndarray = np.argsort(flat, kind="stable")
+    known: np.ndarray = positions[~np.isnan(flat[positions])]
+    return known
 
 
 def labels_at(axes: Sequence[Axis], position: int) -> dict[str, Any]:

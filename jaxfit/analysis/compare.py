@@ -297,4 +297,4 @@ def _iqm(scores: np.ndarray) -> np.ndarray:
 def _improvement(scores: np.ndarray) -> np.ndarray:
     """Return the probability that a score of one is below one of another: [items, items]."""
     one, other = scores[:, None, :, None], scores[None, :, None, :]
-    return np.mean(one < other, axis=(2, 3)) + np.mean(one == other, axis=(2, 3)) / 2
+    return np.asarray(np.mean(one < other, axis=(2, 3)) + np.mean(one == other, axis=(2, 3)) / 2)
