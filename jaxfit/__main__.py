@@ -65,11 +65,13 @@ def summarize_sweep(directory: pathlib.Path) -> str:
             'a sweep on disk needs xarray: run pip install "jaxfit-train[analysis]".'
         ) from error
     with xarray.open_zarr(directory / "values.zarr") as stored:
-        done = stored["done"]
+        # A sweep whose own names include "done" has its mask under the next that is free.
+        mask = max((name for name in stored if str(name).rstrip("_") == "done"), key=len)
+        done = stored[mask]
         axes = ", ".join(f"{name} [{size}]" for name, size in done.sizes.items())
         lines = [f"{int(done.sum()):,} of {done.size:,} runs: {axes}"]
         for name, values in stored.data_vars.items():
-            if name == "done" or values.dims != done.dims or values.dtype.kind not in "iuf":
+            if name == mask or values.dims != done.dims or values.dtype.kind not in "iuf":
                 continue
             scores = values.where(done & np.isfinite(values))
             lines.append(f"{name}: {int(done.sum() - scores.count()):,} not finite")

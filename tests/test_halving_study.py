@@ -19,9 +19,9 @@ def test_the_study_prints_what_halving_saves_and_draws_where_rates_were_let_go(s
     printed = study()
     assert printed.count("have the bits of the runs alone: yes") == 4
     for name in "halving", "Hyperband":
-        for rate, steps, part in re.findall(
-            rf"{name} +([\d.e+-]+) .* ([\d,]+) +([\d.]+)%", printed
-        ):
+        rows = re.findall(rf"{name} +([\d.e+-]+) .* ([\d,]+) +([\d.]+)%", printed)
+        assert len(rows) == 2
+        for rate, steps, part in rows:
             assert float(part) == pytest.approx(int(steps.replace(",", "")) / 4.86, abs=0.06)
             assert 1e-3 <= float(rate) <= 10
     # Nine rates for 3 steps, three for 6 more, one for 18 more, all twice.

@@ -353,6 +353,13 @@ def test_the_command_says_what_is_done_of_a_sweep_and_which_run_is_the_lowest(
     first, second = capsys.readouterr().out.splitlines()
     assert first == "4 of 4 runs: act [2], lr [2]"
     assert second == "final: 1 not finite, lowest -2.316 at act=sin, lr=0.2"
+    jaxfit.sweep(lambda lr: {"done": lr}, {"lr": jnp.ones(3)}, checkpoint_dir=tmp_path / "named")
+    monkeypatch.setattr("sys.argv", ["jaxfit", str(tmp_path / "named")])
+    main()
+    assert capsys.readouterr().out.splitlines() == [
+        "3 of 3 runs: lr [3]",
+        "done: 0 not finite, lowest 1 at lr=1.0",
+    ]
     monkeypatch.setattr("sys.argv", ["jaxfit", str(tmp_path), "--plot", "sweep.png"])
     with pytest.raises(SystemExit):
         main()
