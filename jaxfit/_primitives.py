@@ -4,6 +4,7 @@ To eager code, derivatives and ``jax.vmap``, `short_dot_p` is a dot product, and
 operands unchanged. They take effect when a program is lowered for a CPU:
 
 - `hide_p` hides values from XLA, which would compute with constants beforehand;
+- `veil_p` hides values from LLVM as well, which knows constants in the kernel of a loop;
 - `unit_p` keeps XLA from inlining the call that its operands come from;
 - `apart_p` keeps the loop around it from being compiled as one kernel;
 - `guard_p` keeps LLVM from fusing a product with a sum;
@@ -68,6 +69,28 @@ hide_p = _identity("hide")
 mlir.register_lowering(
     hide_p, mlir.lower_fun(lambda *leaves: lax.optimization_barrier(leaves)), platform="cpu"
 )
+
+
+# Its operands are an array, which it returns, and two zeros that are computed in the program.
+veil_p = core.Primitive("veil")
+veil_p.def_impl(lambda x, zeros: x)
+veil_p.def_abstract_eval(lambda x, zeros: x)
+
+# No loop that a compiler unrolls reads more bytes than this.
+_VEILED_BYTES = 2**20
+
+
+def _choose(x: jax.Array, zeros: jax.Array) -> list[jax.Array]:
+    """Return x, by a choice that no compiler can make beforehand."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.extended) or x.nbytes > _VEILED_BYTES:
+        return [x]
+    return [jnp.where(zeros[0] == 0, x, jnp.zeros_like(x))]
+
+
+ad.primitive_jvps[veil_p] = lambda primals, tangents: (veil_p.bind(*primals), tangents[0])
+batching.primitive_batchers[veil_p] = lambda args, axes: (veil_p.bind(*args), axes[0])
+mlir.register_lowering(veil_p, lambda context, x, zeros: [x])
+mlir.register_lowering(veil_p, mlir.lower_fun(_choose), platform="cpu")
 
 
 # All results of a unit go through one equation, so that all are needed if one is. A unit whose

@@ -24,7 +24,7 @@ from jaxfit._types import (
     Row,
     Updates,
 )
-from jaxfit._unit import hide, unit
+from jaxfit._unit import hide, unit, veil
 from jaxfit.run import State, Step
 
 
@@ -108,10 +108,11 @@ def stepper(problem: Problem, params: Params | State, carry: PyTree = None) -> S
             made = record(step_of(state, info))
             return _kept("record", made, (rest, objects), "a row", "step.loss")
 
-        return as_unit(row)
+        return as_unit(row, lambda: (state, take(state)[1]))
 
     def evaluation_of(evaluate: Evaluate) -> Callable[[State], PyTree]:
-        return as_unit(lambda state: evaluated(evaluate, restore(state), (rest, objects)))
+        shown = lambda state: evaluated(evaluate, restore(state), (rest, objects))
+        return as_unit(shown, lambda: (state,))
 
     source = _tree.hold(data)
     on_batch = lambda point, carried, step: called(point, carried, batch_at(source, step))
@@ -121,15 +122,24 @@ def stepper(problem: Problem, params: Params | State, carry: PyTree = None) -> S
     opt_state = optimizer.init(trained) if given is None else given.opt_state
     start = State(step, trained, opt_state, carried)
     state, source, zeros = hide((start, source, jnp.zeros(2, np.int32)))
+    source = veil(source, zeros)
 
-    def as_unit(fn: Callable[..., Any]) -> Callable[..., Any]:
-        return unit(fn, zeros)
+    def as_unit(
+        fn: Callable[..., Any], first: Callable[[], tuple[PyTree, ...]]
+    ) -> Callable[..., Any]:
+        return unit(fn, zeros, first)
 
-    batch_unit, update_unit = as_unit(batch_at), as_unit(_update(objective, optimizer))
+    batch_unit = as_unit(batch_at, lambda: (source, state.step))
+
+    def needed(state: State) -> tuple[Params, OptState, PyTree, Batch]:
+        batch = batch_unit(source, state.step) if varies else source
+        return state.params, state.opt_state, state.carry, batch
+
+    update_unit = as_unit(_update(objective, optimizer), lambda: needed(state))
 
     def take(state: State) -> tuple[State, Info]:
-        batch = batch_unit(source, state.step) if varies else source
-        *after, info = update_unit(state.params, state.opt_state, state.carry, batch)
+        *_, batch = args = needed(state)
+        *after, info = update_unit(*args)
         info = info._replace(batch=batch) if varies else info
         return State(state.step + 1, *after), info
 

@@ -4,9 +4,9 @@ XLA fuses operations with whatever surrounds them, and computes with constants b
 change how results are rounded. So on a CPU, a unit is a call that XLA does not inline, and its
 constant arguments are hidden: it is compiled the same whatever surrounds it.
 
-XLA may also compile a whole loop as one kernel, in which LLVM inlines the call after all. A unit
-has guards against that (see ``_guard.py``); where they are not enough, it sorts two numbers, which
-keeps the loop from being a kernel.
+XLA may also compile a whole loop as one kernel, in which LLVM inlines the call after all and knows
+the constants. A unit has guards against that (see ``_guard.py``) and veils over its constants; where
+they are not enough, it sorts two numbers, which keeps the loop from being a kernel.
 
 All of this takes effect when a program is lowered. To derivatives and ``jax.vmap``, a unit is an
 ordinary call of a jitted function.
@@ -14,19 +14,22 @@ ordinary call of a jitted function.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 from jaxfit._guard import guarded
-from jaxfit._primitives import apart_p, hide_p, unit_p
+from jaxfit._primitives import apart_p, hide_p, unit_p, veil_p
 from jaxfit._reductions import Jaxpr
 from jaxfit._types import PyTree
 
 
-def unit(fn: Callable[..., PyTree], zeros: jax.Array) -> Callable[..., PyTree]:
+def unit(
+    fn: Callable[..., PyTree], zeros: jax.Array, first: Callable[[], Sequence[PyTree]]
+) -> Callable[..., PyTree]:
     """Return a function that XLA compiles as a unit wherever it is called.
 
     Args:
@@ -34,6 +37,8 @@ def unit(fn: Callable[..., PyTree], zeros: jax.Array) -> Callable[..., PyTree]:
         many places call the unit.
       zeros: int32 [2], hidden, for the sort. A single number could be written into a program as a
         constant.
+      first: returns arguments of ``fn``. It is traced for their shapes; what ``fn`` closes over is
+        hidden here, outside of any loop.
 
     Returns:
       A function of the arguments of ``fn`` that returns the same as ``fn``.
@@ -45,17 +50,38 @@ def unit(fn: Callable[..., PyTree], zeros: jax.Array) -> Callable[..., PyTree]:
         given = structure, *map(jax.typeof, leaves)
         if given not in traced:
             jaxpr, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
-            traced[given] = _without_moves(fn, jaxpr, zeros), jax.tree.structure(shape)
-        alone, structure = traced[given]
-        return jax.tree.unflatten(structure, alone(leaves))
+            jaxpr, consts = _open(jaxpr, leaves)
+            traced[given] = _without_moves(fn, jaxpr, zeros), consts, jax.tree.structure(shape)
+        alone, consts, structure = traced[given]
+        return jax.tree.unflatten(structure, alone([*consts, *leaves]))
 
+    jax.eval_shape(lambda: call(*first()))
+    for given, (alone, consts, structure) in traced.items():
+        traced[given] = alone, veil(hide(list(map(jnp.asarray, consts))), zeros), structure
     return call
+
+
+def _open(jaxpr: Jaxpr, leaves: list[jax.Array]) -> tuple[Jaxpr, list[jax.Array]]:
+    """Return a jaxpr that takes its constants before the leaves, and the constants."""
+    if not all(isinstance(jax.typeof(const), jax.core.ShapedArray) for const in jaxpr.consts):
+        return jaxpr, []  # a reference that can be written to cannot be handed over
+
+    def opened(consts: list[jax.Array], leaves: list[jax.Array]) -> list[jax.Array]:
+        return core.jaxpr_as_fun(jaxpr.replace(consts=consts))(*leaves)
+
+    consts = list(jaxpr.consts)
+    return jax.make_jaxpr(opened)(consts, leaves) if consts else jaxpr, consts
 
 
 def hide(tree: PyTree) -> PyTree:
     """Return a tree of arrays whose values XLA does not know, even where they are constants."""
     leaves, structure = jax.tree.flatten(tree)
     return jax.tree.unflatten(structure, hide_p.bind(*leaves) if leaves else [])
+
+
+def veil(tree: PyTree, zeros: jax.Array) -> PyTree:
+    """Return a tree of arrays whose values no kernel of a loop knows; see `unit` for the zeros."""
+    return jax.tree.map(lambda leaf: veil_p.bind(leaf, zeros), tree)
 
 
 def _without_moves(

@@ -270,7 +270,7 @@ RECORDERS = {
     "products": lambda step: jax.tree.map(lambda g, u: g * u + g, step.grads, step.updates),
 }
 WAYS = ("record", "resume", "replay", "fit", "sweep")
-DATA = ("constant", "closed over", "function", "minibatches", "noise")
+DATA = ("constant", "closed over", "in the loss", "function", "minibatches", "noise")
 SCHEDULES = (
     {},
     {"record_every": 2},
@@ -347,7 +347,8 @@ def check(case: Case, rng: random.Random, ways: tuple[str, ...] = WAYS) -> list[
 
 def _check(case: Case, rng: random.Random, ways: tuple[str, ...]) -> list[str]:
     dtype = jnp.dtype(case.dtype)
-    start, bare = MODELS[case.model](dtype, case.features)
+    start, model = MODELS[case.model](dtype, case.features)
+    bare = (lambda p, b: model(p, arrays)) if case.data == "in the loss" else model
     arrays = normal(1, (case.examples, case.features), dtype), normal(2, (case.examples,), dtype)
     optimizer = OPTIMIZERS[case.optimizer](case.rate)
     loss = (lambda p, b: (bare(p, b), {"seen": b[1][0], "n": 1})) if case.aux else bare
@@ -360,7 +361,7 @@ def _check(case: Case, rng: random.Random, ways: tuple[str, ...]) -> list[str]:
     scales = jnp.array([1.0, 0.5, 1.7])
 
     def data_of(arrays):
-        if case.data in ("constant", "closed over"):
+        if case.data in ("constant", "closed over", "in the loss"):
             return arrays
         rows = lambda step: (7 * step + 5 * jnp.arange(case.batch_size)) % case.examples
         if case.data == "function":

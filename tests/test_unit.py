@@ -13,13 +13,15 @@ from jax import lax
 import jaxfit
 from jaxfit import _unit, record
 from tests.common import assert_close, assert_same_bits, guess, loss, perceptron, row
+from tests.fuzz import MODELS, normal
 
 everything = lambda step: step
 
 
 def hidden(fn):
     """Make a unit of a function."""
-    return lambda *args: _unit.unit(fn, _unit.hide(jnp.zeros(2, np.int32)))(*args)
+    zeros = lambda: _unit.hide(jnp.zeros(2, np.int32))
+    return lambda *args: _unit.unit(fn, zeros(), lambda: args)(*args)
 
 
 def looped(fn):
@@ -138,6 +140,20 @@ def test_a_lone_step_has_the_bits_of_the_step_in_any_loop(line, problem, name):
         assert_same_bits(row(run.trajectory, 0), row(whole.trajectory, t))
         state = run.state
     assert_same_bits(state, whole.state)
+
+
+@pytest.mark.parametrize("closed", ["data", "loss"])
+def test_constants_round_as_arguments_do(closed):
+    # LLVM unrolls a sum over 16 examples, and sums in another order if it knows the numbers.
+    start, line = MODELS["scalars"](jnp.dtype("float32"), 17)
+    known = normal(1, (16, 17), jnp.float32), normal(2, (16,), jnp.float32)
+
+    def trained(state, given=None):
+        objective = line if given or closed == "data" else lambda params: line(params, known)
+        data = given or (known if closed == "data" else None)
+        return jaxfit.train(objective, state, optax.adam(0.05), 3, data=data).state
+
+    assert_same_bits(jax.jit(trained)(start), jax.jit(trained)(start, known))
 
 
 def computations(text):

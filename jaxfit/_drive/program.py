@@ -200,12 +200,14 @@ def _steps(
     """Take the steps of some rows; return the State after them, the rows, and what was seen."""
     problem = stepper(Problem(loss, optimizer, data, has_aux), state)
 
-    @problem.unit
-    def watched(state: State, info: Info, watch: Watch) -> Watch:
+    def seen(state: State, info: Info, watch: Watch) -> Watch:
         step = problem.step_of(state, info)
         fires, memory = rules.verdict(stop, step, watch.memory)
         fired = jnp.where((watch.fired < 0) & fires, step.step, watch.fired)
         return Watch(memory, fired, step.loss.astype(np.float32))
+
+    start = problem.state
+    watched = problem.unit(seen, lambda: (start, problem.take(start)[1], watch))
 
     def take(carry: tuple[State, Watch]) -> tuple[tuple[State, Watch], Info]:
         state, watch = carry
@@ -216,7 +218,7 @@ def _steps(
     (state, watch), rows = _loops.recording(
         take,
         lambda carry, info: row_of(carry[0], info),
-        (problem.state, watch),
+        (start, watch),
         num_rows,
         capacity,
         every,
@@ -233,7 +235,7 @@ def _evaluate(evaluate: Evaluate, stop: Stop, state: State, watch: Watch) -> tup
     def shown(arrays: State) -> PyTree:
         return evaluated(evaluate, _tree.combine(arrays, objects), objects)
 
-    evaluation = unit(shown, zeros)(arrays)
+    evaluation = unit(shown, zeros, lambda: (arrays,))(arrays)
     fires, memory = rules.verdict_on_evaluation(stop, _tree.unpack(evaluation), watch.memory)
     fired = jnp.where((watch.fired < 0) & fires, state.step, watch.fired)
     return _tree.without_keys(evaluation), watch._replace(memory=memory, fired=fired)
