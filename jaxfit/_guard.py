@@ -50,14 +50,17 @@ _MANY = 1_000
 # two matrices with more is a library call, which no kernel of a loop contains.
 _DOT = 2**12
 
-# Operations that round the same in a kernel as outside of one: moves, comparisons, sums, …
-_SUMS = frozenset(
-    "add add_any sub neg sign floor ceil round abs max min clamp select_n nextafter is_finite"
-    " eq ne lt le gt ge eq_to le_to lt_to convert_element_type reduce_precision copy copy_p"
+# Operations that do not round.
+MOVES = frozenset(
+    "neg abs max min clamp select_n is_finite convert_element_type copy copy_p"
     " bitcast_convert_type broadcast_in_dim reshape squeeze expand_dims transpose rev concatenate"
     " pad slice split stack unstack tile dynamic_slice dynamic_update_slice gather iota"
-    " stop_gradient reduce_sum reduce_max reduce_min argmax argmin hide unit guard"
-    " short_dot".split()
+    " stop_gradient reduce_max reduce_min argmax argmin empty hide unit guard".split()
+)
+# Operations that round the same in a kernel as outside of one …
+_SUMS = MOVES | frozenset(
+    "add add_any sub sign floor ceil round nextafter reduce_precision eq ne lt le gt ge eq_to le_to"
+    " lt_to reduce_sum short_dot".split()
 )
 # … and operations that end, or may end, in a product.
 _PRODUCTS = frozenset(
@@ -77,7 +80,7 @@ def guarded(jaxpr: Jaxpr) -> tuple[Jaxpr, bool]:
     It must if it can be part of a kernel, and holds operations that may round differently there
     even with guards.
     """
-    number = sum(1 for _ in _equations(jaxpr))
+    number = sum(1 for _ in equations(jaxpr))
     in_kernel = _least_bytes(jaxpr) < _KERNEL_BYTES and not _has_matrix_product(jaxpr)
     # On jax 0.10, exponentials round differently in a kernel too. Its kernels are so small that
     # little is lost by keeping every unit out of them.
@@ -86,25 +89,25 @@ def guarded(jaxpr: Jaxpr) -> tuple[Jaxpr, bool]:
     return _with_guards(jaxpr, simple, most), in_kernel and not simple
 
 
-def _equations(jaxpr: Jaxpr) -> Iterator[Equation]:
+def equations(jaxpr: Jaxpr) -> Iterator[Equation]:
     """Yield the equations of a jaxpr, each call followed by the equations in it."""
     for equation in jaxpr.eqns:
         yield equation
         if equation.primitive.name in CALLS:
             for inner in called_jaxprs(equation):
-                yield from _equations(inner)
+                yield from equations(inner)
 
 
 def _dots(jaxpr: Jaxpr) -> list[Equation]:
     """Return the equations of the dot products in a jaxpr."""
-    return [one for one in _equations(jaxpr) if one.primitive.name == "dot_general"]
+    return [one for one in equations(jaxpr) if one.primitive.name == "dot_general"]
 
 
 def _is_simple(jaxpr: Jaxpr) -> bool:
     """Return whether guards are enough to round all operations alike in a kernel."""
     if reduces_jointly(jaxpr):
         return False
-    for equation in _equations(jaxpr):
+    for equation in equations(jaxpr):
         name, atoms = equation.primitive.name, (*equation.invars, *equation.outvars)
         dtypes = {np.dtype(one.aval.dtype) for one in atoms if _is_inexact(one)}
         if not dtypes or name in CALLS:
@@ -168,7 +171,7 @@ def _has_choice(jaxpr: Jaxpr) -> bool:
             equation.primitive.name == "select_n"
             and equation.invars[0].aval.shape == () != equation.outvars[0].aval.shape
         )
-        for equation in _equations(jaxpr)
+        for equation in equations(jaxpr)
     )
 
 

@@ -244,7 +244,8 @@ def check_opt_state(
     given: State | None, optimizer: optax.GradientTransformation, trained: Params
 ) -> None:
     """Check that a step can serve the optimizer, and that a given State belongs to it."""
-    expected = jax.eval_shape(optimizer.init, trained)
+    with explained("begin"):
+        expected = jax.eval_shape(optimizer.init, trained)
     if _holds(expected, optax.contrib.DifferentiallyPrivateAggregateState):
         raise ValueError(
             "the optimizer is a differentially private one, which takes per-example gradients, but "
@@ -270,15 +271,14 @@ def _holds(tree: PyTree, kind: type) -> bool:
 
 
 @contextlib.contextmanager
-def explained_update() -> Iterator[None]:
-    """Say what to do about an error in an optimizer's update."""
+def explained(what: str) -> Iterator[None]:
+    """Say what to do about an error in an optimizer, which could not do what it was to."""
     try:
         yield
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise ValueError(
-            f"the optimizer could not make an update ({_check.reason(error)}): mend it so that it "
-            f"takes these parameters, or, if it wraps lbfgs, a line search or sam, let that be "
-            f"outermost."
+            f"the optimizer could not {what} ({_check.reason(error)}): mend it to take these "
+            f"parameters, or, if it wraps lbfgs, a line search or sam, let that be outermost."
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ import numpy as np
 import optax
 
 from jaxfit import _check, _problem, _tree
+from jaxfit._guard import MOVES, equations
+from jaxfit._primitives import CALLS
 from jaxfit._problem import Problem, as_data, as_optimizer
 from jaxfit._types import (
     Batch,
@@ -51,7 +54,7 @@ class Stepper(NamedTuple):
     step_of: Callable[[State, Info], Step]
     row_of: Callable[[Recorder], Callable[[State, Info], Row]]  # a unit, whose rows are packed
     evaluation_of: Callable[[Evaluate], Callable[[State], PyTree]]  # likewise
-    unit: Callable[[Callable[..., Any]], Callable[..., Any]]  # for what else is computed of a step
+    unit: Callable[..., Callable[..., Any]]  # for what else is computed of a step
 
 
 def stepper(problem: Problem, params: Params | State, carry: PyTree = None) -> Stepper:
@@ -62,17 +65,15 @@ def stepper(problem: Problem, params: Params | State, carry: PyTree = None) -> S
       params: the parameters to start from, or a State.
       carry: what the loss is given beside the parameters; that of a State is in it.
     """
-    loss, optimizer, data, has_aux = problem
-    optimizer = as_optimizer(optimizer)
-    given = in_arrays(params) if isinstance(params, State) else None
-    params = _tree.as_arrays(params) if given is None else given.params
-    carry = _tree.as_arrays(carry, _tree.is_array) if given is None else given.carry
-    trained, rest = _tree.partition(params)
-    carried, objects = _tree.partition(carry, _tree.is_proper_array)
-    step = jnp.asarray(np.int32(0)) if given is None else given.step
-    _problem.check_loss(loss, carry is not None, data is not None)
-    data = as_data(data)
+    loss, has_aux = problem.loss, problem.has_aux
+    optimizer, data = as_optimizer(problem.optimizer), as_data(problem.data)
     varies = callable(data)
+    given = params if isinstance(params, State) else None
+    start = in_arrays(given or State(jnp.asarray(np.int32(0)), params, None, carry))
+    carry = start.carry
+    trained, rest = _tree.partition(start.params)
+    carried, objects = _tree.partition(carry, _tree.is_proper_array)
+    _problem.check_loss(loss, carry is not None, data is not None)
 
     def batch_at(data: Data, step: jax.Array) -> Batch:
         return _tree.hold(_tree.unpack(data)(step)) if varies else data
@@ -116,19 +117,13 @@ def stepper(problem: Problem, params: Params | State, carry: PyTree = None) -> S
 
     source = _tree.hold(data)
     on_batch = lambda point, carried, step: called(point, carried, batch_at(source, step))
-    first = evaluation_point(trained), carried, step
+    first = evaluation_point(trained), carried, start.step
     _problem.check_objective(on_batch, first, carry, has_aux, data)
-    _problem.check_opt_state(given, optimizer, trained)
-    opt_state = optimizer.init(trained) if given is None else given.opt_state
-    start = State(step, trained, opt_state, carried)
-    state, source, zeros = hide((start, source, jnp.zeros(2, np.int32)))
-    source = veil(source, zeros)
-
-    def as_unit(
-        fn: Callable[..., Any], first: Callable[[], tuple[PyTree, ...]]
-    ) -> Callable[..., Any]:
-        return unit(fn, zeros, first)
-
+    _problem.check_opt_state(given and start, optimizer, trained)
+    opt_state = first_state(optimizer, trained) if given is None else start.opt_state
+    state = State(start.step, trained, opt_state, carried)
+    state, source, zeros = hide((state, source, jnp.zeros(2, np.int32)))
+    source, as_unit = veil(source, zeros), functools.partial(unit, zeros)
     batch_unit = as_unit(batch_at, lambda: (source, state.step))
 
     def needed(state: State) -> tuple[Params, OptState, PyTree, Batch]:
@@ -138,12 +133,25 @@ def stepper(problem: Problem, params: Params | State, carry: PyTree = None) -> S
     update_unit = as_unit(_update(objective, optimizer), lambda: needed(state))
 
     def take(state: State) -> tuple[State, Info]:
-        *_, batch = args = needed(state)
-        *after, info = update_unit(*args)
-        info = info._replace(batch=batch) if varies else info
-        return State(state.step + 1, *after), info
+        *_, batch = inputs = needed(state)
+        *after, info = update_unit(*inputs)
+        return State(state.step + 1, *after), info._replace(batch=batch if varies else None)
 
     return Stepper(state, take, restore, step_of, row_of, evaluation_of, as_unit)
+
+
+def first_state(optimizer: optax.GradientTransformation, trained: Params) -> OptState:
+    """Return the state of an optimizer before the first step, with the same bits in any program."""
+    jaxpr = jax.make_jaxpr(optimizer.init)(trained)
+    rounds = any(
+        one.primitive.name not in MOVES | CALLS
+        and any(jnp.issubdtype(out.aval.dtype, np.inexact) for out in one.outvars)
+        for one in equations(jaxpr)
+    )
+    if not rounds:
+        return optimizer.init(trained)
+    trained, zeros = hide((trained, jnp.zeros(2, np.int32)))
+    return unit(zeros, optimizer.init, lambda: (trained,))(trained)
 
 
 def in_arrays(state: State) -> State:
@@ -189,7 +197,7 @@ def _update(
             "obj_fn": value_fn,
             "grad_fn": lambda params, _: _conjugate(jax.grad(value_fn)(params)),
         }
-        with _problem.explained_update():
+        with _problem.explained("make an update"):
             updates, after = optimizer.update(
                 descent, opt_state, params, **{name: offered[name] for name in keywords}
             )

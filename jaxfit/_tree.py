@@ -57,6 +57,8 @@ def map_values(
 ) -> PyTree:
     """Map the leaves of a tree by a function, and the settings in it by another."""
     children, structure = jax.tree.flatten(tree, is_leaf=lambda node: node is not tree)
+    if not children:
+        return tree  # an empty container, or None
     if jax.tree_util.treedef_is_leaf(structure):
         return fn(tree)
     if type(tree) in _CONTAINERS or hasattr(tree, "_fields"):

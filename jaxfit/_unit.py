@@ -4,9 +4,9 @@ XLA fuses operations with whatever surrounds them, and computes with constants b
 change how results are rounded. So on a CPU, a unit is a call that XLA does not inline, and its
 constant arguments are hidden: it is compiled the same whatever surrounds it.
 
-XLA may also compile a whole loop as one kernel, in which LLVM inlines the call after all and knows
-the constants. A unit has guards against that (see ``_guard.py``) and veils over its constants; where
-they are not enough, it sorts two numbers, which keeps the loop from being a kernel.
+XLA may also compile a whole loop as one kernel, in which LLVM inlines the call after all, and knows
+the constants. A unit has guards against that (see ``_guard.py``), and takes veiled constants as
+arguments; where this is not enough, it sorts two numbers, which keeps the loop from being a kernel.
 
 All of this takes effect when a program is lowered. To derivatives and ``jax.vmap``, a unit is an
 ordinary call of a jitted function.
@@ -28,15 +28,15 @@ from jaxfit._types import PyTree
 
 
 def unit(
-    fn: Callable[..., PyTree], zeros: jax.Array, first: Callable[[], Sequence[PyTree]]
+    zeros: jax.Array, fn: Callable[..., PyTree], first: Callable[[], Sequence[PyTree]]
 ) -> Callable[..., PyTree]:
     """Return a function that XLA compiles as a unit wherever it is called.
 
     Args:
-      fn: a pure function of pytrees of arrays. It is traced once for each set of shapes, however
-        many places call the unit.
       zeros: int32 [2], hidden, for the sort. A single number could be written into a program as a
         constant.
+      fn: a pure function of pytrees of arrays. It is traced once for each set of shapes, however
+        many places call the unit.
       first: returns arguments of ``fn``. It is traced for their shapes; what ``fn`` closes over is
         hidden here, outside of any loop.
 
@@ -67,7 +67,8 @@ def _open(jaxpr: Jaxpr, leaves: list[jax.Array]) -> tuple[Jaxpr, list[jax.Array]
         return jaxpr, []  # a reference that can be written to cannot be handed over
 
     def opened(consts: list[jax.Array], leaves: list[jax.Array]) -> list[jax.Array]:
-        return core.jaxpr_as_fun(jaxpr.replace(consts=consts))(*leaves)
+        results: list[jax.Array] = core.jaxpr_as_fun(jaxpr.replace(consts=consts))(*leaves)
+        return results
 
     consts = list(jaxpr.consts)
     return jax.make_jaxpr(opened)(consts, leaves) if consts else jaxpr, consts

@@ -15,7 +15,7 @@ import numpy as np
 from jaxfit import _check, _loops, _tree
 from jaxfit._loops import Steps
 from jaxfit._problem import Problem, as_optimizer, check_start
-from jaxfit._step import stepper
+from jaxfit._step import first_state, stepper
 from jaxfit._types import Data, Evaluate, Loss, Optimizer, Params, PyTree, Recorder
 from jaxfit.record import whole
 from jaxfit.run import Run, State, Step
@@ -48,7 +48,7 @@ def init(params: Params, optimizer: Optimizer, carry: PyTree = None) -> State:
     params = _tree.as_arrays(params)
     trained, _ = _tree.partition(params)
     carry = _tree.as_arrays(carry, _tree.is_array)
-    return State(jnp.asarray(np.int32(0)), params, optimizer.init(trained), carry)
+    return State(jnp.asarray(np.int32(0)), params, first_state(optimizer, trained), carry)
 
 
 def train(

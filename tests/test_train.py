@@ -432,6 +432,18 @@ def test_derivatives_through_a_run_are_those_of_the_closed_form(options):
 
 
 @pytest.mark.slow
+def test_empty_containers_go_through_a_remainder(line):
+    optimizer = optax.inject_hyperparams(optax.adamw)(0.1)  # whose state holds an empty dict
+    keep = lambda step: {"loss": step.loss, "none": None, "nothing": {}}
+    options = {"record": keep, "record_every": 2, "keyframe_every": 4}
+    run = jaxfit.train(loss, guess, optimizer, 7, data=line, **options)
+    assert jax.tree.structure(jax.tree.map(lambda leaf: leaf[0], run.keyframes)) == (
+        jax.tree.structure(run.state)
+    )
+    assert run.trajectory["nothing"] == {}
+    assert run.trajectory["none"] is None
+
+
 @pytest.mark.parametrize("options", [{}, {"record_every": 2, "keyframe_every": 4}])
 def test_second_derivatives_by_every_mode_are_those_of_a_loop(options):
     with jax.enable_x64(True):

@@ -21,7 +21,7 @@ everything = lambda step: step
 def hidden(fn):
     """Make a unit of a function."""
     zeros = lambda: _unit.hide(jnp.zeros(2, np.int32))
-    return lambda *args: _unit.unit(fn, zeros(), lambda: args)(*args)
+    return lambda *args: _unit.unit(zeros(), fn, lambda: args)(*args)
 
 
 def looped(fn):
@@ -140,6 +140,16 @@ def test_a_lone_step_has_the_bits_of_the_step_in_any_loop(line, problem, name):
         assert_same_bits(row(run.trajectory, 0), row(whole.trajectory, t))
         state = run.state
     assert_same_bits(state, whole.state)
+
+
+def test_an_optimizer_starts_with_the_same_bits_in_any_program():
+    # DoG's first state holds a norm of the parameters, which XLA fuses.
+    dog = optax.contrib.dog(init_step=("heuristic", 0.1))
+    start = lambda params: jaxfit.init(params, dog).opt_state
+    compiled = jax.jit(start)
+    for number in range(12):
+        params = {"w": normal(number, (5, 7), jnp.float32), "b": normal(50 + number, (9,), "f")}
+        assert_same_bits(compiled(params), start(params))
 
 
 @pytest.mark.parametrize("closed", ["data", "loss"])

@@ -235,7 +235,7 @@ def _evaluate(evaluate: Evaluate, stop: Stop, state: State, watch: Watch) -> tup
     def shown(arrays: State) -> PyTree:
         return evaluated(evaluate, _tree.combine(arrays, objects), objects)
 
-    evaluation = unit(shown, zeros, lambda: (arrays,))(arrays)
+    evaluation = unit(zeros, shown, lambda: (arrays,))(arrays)
     fires, memory = rules.verdict_on_evaluation(stop, _tree.unpack(evaluation), watch.memory)
     fired = jnp.where((watch.fired < 0) & fires, state.step, watch.fired)
     return _tree.without_keys(evaluation), watch._replace(memory=memory, fired=fired)
