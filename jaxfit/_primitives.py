@@ -4,7 +4,7 @@ To eager code, derivatives and ``jax.vmap``, `short_dot_p` is a dot product, and
 operands unchanged. They take effect when a program is lowered for a CPU:
 
 - `hide_p` hides values from XLA, which would compute with constants beforehand;
-- `veil_p` hides values from LLVM as well, which knows constants in the kernel of a loop;
+- `veil_p` hides them from LLVM as well, which knows constants in the kernel of a loop;
 - `unit_p` keeps XLA from inlining the call that its operands come from;
 - `apart_p` keeps the loop around it from being compiled as one kernel;
 - `guard_p` keeps LLVM from fusing a product with a sum;
@@ -71,26 +71,41 @@ mlir.register_lowering(
 )
 
 
-# Its operands are an array, which it returns, and two zeros that are computed in the program.
-veil_p = core.Primitive("veil")
-veil_p.def_impl(lambda x, zeros: x)
-veil_p.def_abstract_eval(lambda x, zeros: x)
+# The first of its operands are two zeros that the program computes.
+veil_p = _identity("veil")
 
 # No loop that a compiler unrolls reads more bytes than this.
 _VEILED_BYTES = 2**20
 
 
-def _choose(x: jax.Array, zeros: jax.Array) -> list[jax.Array]:
-    """Return x, by a choice that no compiler can make beforehand."""
-    if jnp.issubdtype(x.dtype, jax.dtypes.extended) or x.nbytes > _VEILED_BYTES:
-        return [x]
-    return [jnp.where(zeros[0] == 0, x, jnp.zeros_like(x))]
+def _choose(
+    zeros: jax.Array, *leaves: jax.Array, may_be_known: tuple[bool, ...]
+) -> list[jax.Array]:
+    """Return the operands; those that may be known, by a choice that is made by the program."""
+    is_zero = lax.eq(lax.index_in_dim(zeros, 0, keepdims=False), np.int32(0))
+    hidden = lax.optimization_barrier(leaves)
+
+    def chosen(leaf: jax.Array, may_be_known: bool) -> jax.Array:
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+        if is_key or not may_be_known or leaf.nbytes > _VEILED_BYTES:
+            return leaf
+        return lax.select(is_zero, leaf, lax.full_like(leaf, 0))
+
+    return [zeros, *map(chosen, hidden, may_be_known)]
 
 
-ad.primitive_jvps[veil_p] = lambda primals, tangents: (veil_p.bind(*primals), tangents[0])
-batching.primitive_batchers[veil_p] = lambda args, axes: (veil_p.bind(*args), axes[0])
-mlir.register_lowering(veil_p, lambda context, x, zeros: [x])
-mlir.register_lowering(veil_p, mlir.lower_fun(_choose), platform="cpu")
+def _veil(context: Any, *values: ir.Value[Any]) -> Any:
+    """Veil all values but the arguments of the program, which nothing knows before it runs."""
+
+    def is_argument(value: ir.Value[Any]) -> bool:
+        attributes: Any = value.owner.owner.attributes if isinstance(value.owner, ir.Block) else {}
+        return "sym_name" in attributes and attributes["sym_name"].value == "main"
+
+    may_be_known = tuple(not is_argument(value) for value in values[1:])
+    return mlir.lower_fun(_choose)(context, *values, may_be_known=may_be_known)
+
+
+mlir.register_lowering(veil_p, _veil, platform="cpu")
 
 
 # All results of a unit go through one equation, so that all are needed if one is. A unit whose

@@ -122,13 +122,12 @@ def stepper(problem: Problem, params: Params | State, carry: PyTree = None) -> S
     _problem.check_opt_state(given and start, optimizer, trained)
     opt_state = first_state(optimizer, trained) if given is None else start.opt_state
     state = State(start.step, trained, opt_state, carried)
-    state, source, zeros = hide((state, source, jnp.zeros(2, np.int32)))
+    state, zeros = hide((state, jnp.zeros(2, np.int32)))
     source, as_unit = veil(source, zeros), functools.partial(unit, zeros)
-    batch_unit = as_unit(batch_at, lambda: (source, state.step))
+    batch_of = as_unit(batch_at, lambda: (source, state.step)) if varies else batch_at
 
     def needed(state: State) -> tuple[Params, OptState, PyTree, Batch]:
-        batch = batch_unit(source, state.step) if varies else source
-        return state.params, state.opt_state, state.carry, batch
+        return state.params, state.opt_state, state.carry, batch_of(source, state.step)
 
     update_unit = as_unit(_update(objective, optimizer), lambda: needed(state))
 

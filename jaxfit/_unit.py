@@ -45,19 +45,26 @@ def unit(
     """
     traced: dict[Any, Any] = {}
 
-    def call(*args: PyTree) -> PyTree:
+    def given(args: Sequence[PyTree]) -> Any:
+        """Return the shapes of arguments, for which ``fn`` is traced if it was not yet."""
         leaves, structure = jax.tree.flatten(args)
-        given = structure, *map(jax.typeof, leaves)
-        if given not in traced:
+        shapes = structure, *map(jax.typeof, leaves)
+        if shapes not in traced:
             jaxpr, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
             jaxpr, consts = _open(jaxpr, leaves)
-            traced[given] = _without_moves(fn, jaxpr, zeros), consts, jax.tree.structure(shape)
-        alone, consts, structure = traced[given]
-        return jax.tree.unflatten(structure, alone([*consts, *leaves]))
+            traced[shapes] = _without_moves(fn, jaxpr, zeros), consts, jax.tree.structure(shape)
+        return shapes
 
-    jax.eval_shape(lambda: call(*first()))
-    for given, (alone, consts, structure) in traced.items():
-        traced[given] = alone, veil(hide(list(map(jnp.asarray, consts))), zeros), structure
+    def call(*args: PyTree) -> PyTree:
+        alone, consts, structure = traced[given(args)]
+        return jax.tree.unflatten(structure, alone([*consts, *jax.tree.leaves(args)]))
+
+    def begin() -> None:
+        given(first())
+
+    jax.eval_shape(begin)
+    for shapes, (alone, consts, structure) in traced.items():
+        traced[shapes] = alone, veil(list(map(jnp.asarray, consts)), zeros), structure
     return call
 
 
@@ -81,8 +88,9 @@ def hide(tree: PyTree) -> PyTree:
 
 
 def veil(tree: PyTree, zeros: jax.Array) -> PyTree:
-    """Return a tree of arrays whose values no kernel of a loop knows; see `unit` for the zeros."""
-    return jax.tree.map(lambda leaf: veil_p.bind(leaf, zeros), tree)
+    """Return a tree of arrays that is hidden from LLVM as well; see `unit` for the zeros."""
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, veil_p.bind(zeros, *leaves)[1:] if leaves else [])
 
 
 def _without_moves(
