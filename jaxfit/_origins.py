@@ -14,7 +14,7 @@ import numpy as np
 from jax.extend import core
 from jax.extend.core import primitives
 
-from jaxfit._primitives import CALLS, called_jaxprs, hide_p, unit_p
+from jaxfit._primitives import CALLS, called_jaxprs, hide_p, unit_p, veil_p
 
 # An equation and those around it, from the innermost out.
 Path: TypeAlias = tuple[core.JaxprEqn, ...]
@@ -214,6 +214,7 @@ _RULES: dict[str, _Rule] = {
     primitives.while_p.name: _loop(_while),
     hide_p.name: _identity,
     unit_p.name: _identity,
+    veil_p.name: _identity,
 }
 
 

@@ -53,6 +53,17 @@ def test_multiple_eigenvalues_of_the_digits_come_as_often_as_they_are():
     assert (found.residuals < 1e-3 * found.eigenvalues).all()
 
 
+@pytest.mark.parametrize("start", [(0.1, 3.0), (0.3, 2.6)])
+def test_gradient_descent_ends_at_the_edge_of_stability(start):
+    # Of all minima xy = 1, at a sharpness just below 2/η, wherever it began (Cohen et al. 2021).
+    loss, rate = lambda a: (1 - a[0] ** 2 * a[1] ** 2) ** 2 / 4, 0.2
+    end = jax.jit(
+        lambda a: jaxfit.train(loss, a, optax.sgd(rate), 20_000, record_every=20_000).state
+    )(jnp.array(start))
+    found = analysis.curvature(loss, end).eigenvalues[0]
+    np.testing.assert_allclose(found * rate / 2, 0.99274, atol=1e-4)
+
+
 def test_factors_at_zero_and_at_the_balanced_minimum():
     zero, root = jnp.zeros((3, 3)), jnp.diag(jnp.sqrt(jnp.array([3.0, 2.0, 1.0])))
     three = np.repeat([3.0, 2.0, 1.0], 3)
