@@ -70,6 +70,10 @@ _PRODUCTS = frozenset(
 )
 # Of these, the ones that round differently in a kernel, or have not been tested enough there.
 _UNLIKE = frozenset("tan asin acos atan atan2 sinh cosh asinh acosh atanh cbrt".split())
+# Likewise, of arrays: LLVM computes several numbers at a time in one program, and not in another.
+_SEVERAL = frozenset(
+    "pow exp exp2 expm1 log log1p log2 tanh logistic sin cos erf erfc erf_inv".split()
+)
 # The parameters of loops that hold jaxprs.
 _LOOPS = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr")}
 
@@ -116,6 +120,8 @@ def _is_simple(jaxpr: Jaxpr) -> bool:
         if not dtypes <= {np.dtype("float32"), np.dtype("float64")}:
             return False
         if name not in _SUMS and name not in _PRODUCTS - _UNLIKE:
+            return False
+        if name in _SEVERAL and equation.outvars[0].aval.shape:
             return False
         if name == "dot_general" and not _is_short(equation):
             return False
