@@ -50,12 +50,12 @@ _MANY = 1_000
 # two matrices with more is a library call, which no kernel of a loop contains.
 _DOT = 2**12
 
-# Operations that do not round.
+# Operations that do not round, or round each number by itself.
 MOVES = frozenset(
     "neg abs max min clamp select_n is_finite convert_element_type copy copy_p"
     " bitcast_convert_type broadcast_in_dim reshape squeeze expand_dims transpose rev concatenate"
     " pad slice split stack unstack tile dynamic_slice dynamic_update_slice gather iota"
-    " stop_gradient reduce_max reduce_min argmax argmin empty hide unit guard".split()
+    " stop_gradient reduce_max reduce_min argmax argmin empty hide veil unit guard".split()
 )
 # Operations that round the same in a kernel as outside of one …
 _SUMS = MOVES | frozenset(

@@ -33,8 +33,8 @@ def unit(
     """Return a function that XLA compiles as a unit wherever it is called.
 
     Args:
-      zeros: int32 [2], hidden, for the sort. A single number could be written into a program as a
-        constant.
+      zeros: int32 [2], hidden, for the sort and for veils. A single number could be written into a
+        program as a constant.
       fn: a pure function of pytrees of arrays. It is traced once for each set of shapes, however
         many places call the unit.
       first: returns arguments of ``fn``. It is traced for their shapes; what ``fn`` closes over is

@@ -431,7 +431,6 @@ def test_derivatives_through_a_run_are_those_of_the_closed_form(options):
         np.testing.assert_allclose(tangent, exact[0], rtol=1e-12)
 
 
-@pytest.mark.slow
 def test_empty_containers_go_through_a_remainder(line):
     optimizer = optax.inject_hyperparams(optax.adamw)(0.1)  # whose state holds an empty dict
     keep = lambda step: {"loss": step.loss, "none": None, "nothing": {}}
@@ -444,6 +443,7 @@ def test_empty_containers_go_through_a_remainder(line):
     assert run.trajectory["none"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"record_every": 2, "keyframe_every": 4}])
 def test_second_derivatives_by_every_mode_are_those_of_a_loop(options):
     with jax.enable_x64(True):
