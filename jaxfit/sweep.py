@@ -16,7 +16,7 @@ from jaxfit._drive import bars, host, tiles
 from jaxfit._drive.axes import parse
 from jaxfit._drive.sweep_sinks import InMemory, SweepSink, open_directory
 from jaxfit._drive.table import Sweep
-from jaxfit._drive.variant import restore, result_of, variants_of
+from jaxfit._drive.variant import carried_by, restore, result_of, variants_of
 from jaxfit._types import PyTree
 
 __all__ = ["Sweep", "sweep"]
@@ -33,9 +33,9 @@ def sweep(
 ) -> Sweep:
     """Run a function for every combination of labelled values, compiled, on every device.
 
-    Each device computes one tile of ``batch_size`` runs at a time, under ``jax.vmap``, while the
-    results of the tile before it are stored in host memory: all results together may be larger
-    than the memory of a device.
+    Each device computes one tile of ``batch_size`` runs at a time, under ``jax.vmap``, and a CPU
+    one on each core, while the results of the tiles before are stored in host memory: all results
+    together may be larger than the memory of a device.
 
     Args:
       fn: a function that is called with one keyword for each axis and returns a pytree: a `Run`,
@@ -51,13 +51,14 @@ def sweep(
           outside: each combination is compiled as its own program, and the function is given the
           objects.
 
-      batch_size: how many runs are computed at once on a device. By default up to 256 on a CPU
-        and 16384 elsewhere, but fewer if their results would take more than an eighth of the
-        device's memory, or if a device would be left without a tile. The last tile is filled up
-        with copies of the last run, which are cut off.
+      batch_size: how many runs are computed at once on a device. By default up to 256 on a CPU,
+        as far as what they carry from step to step fits into its caches, and 16384 elsewhere, but
+        fewer if their results would take more than an eighth of the device's memory, or if a
+        device or core would be left without a tile. The last tile is filled up with copies of the
+        last run, which are cut off.
       devices: the devices to use, of all processes; ``jax.devices()`` by default. If they belong
         to several processes (``jax.distributed``), each process makes the same call and gets the
-        whole result. To split a CPU into several devices, set ``jax_num_cpu_devices``.
+        whole result.
       progress: whether to show a bar with runs per second.
       checkpoint_dir: a directory, new or with this sweep. Results are committed to it in the
         background, a block of one tile or more at a time, so that the process can be killed at any
@@ -76,8 +77,8 @@ def sweep(
       Programs are kept as ``jax.jit`` keeps them: another call with the same function object, the
       same Python objects and the same shapes compiles nothing, and ``jax.clear_caches`` frees what
       they hold. Ctrl-C raises KeyboardInterrupt at once, unless XLA is compiling, and nothing more
-      is started. XLA cannot stop what has been started, at most two tiles on each device: it
-      finishes, and its result is discarded; Python waits for it before it exits.
+      is started. XLA cannot stop what has been started, at most two tiles on each device or core:
+      it finishes, and its result is discarded; Python waits for it before it exits.
 
       With a ``checkpoint_dir``, ``xarray.open_zarr(f"{checkpoint_dir}/values.zarr")`` reads the
       values with their names and coordinates in any other program, also while the sweep is running.
@@ -85,12 +86,14 @@ def sweep(
       for integers. PRNG keys are stored as their numbers, and bfloat16 as float32.
 
       A sweep of N runs, each with a result of b bytes and a time alone of t seconds, takes N·b
-      bytes of memory on each host, four tiles of results on each device, and N·t/(s·D) seconds on
-      D devices, where s is the speedup from batching. A million runs that return a loss (4 bytes)
-      take 4 MB; those that return 1000 losses each take 4 GB on every host, and 12 GB with two
-      parameters beside each loss. All devices of all hosts share the tiles, so that a sweep on H
-      hosts takes 1/H of the time. Every host holds the whole result, unless there is a
-      ``checkpoint_dir``, which all must see and the first process writes to.
+      bytes of memory on each host, four tiles of results on each device or core, and N·t/(s·D)
+      seconds on D devices or cores, where s is the speedup from batching. A million runs that
+      return a loss (4 bytes) take 4 MB; those that return 1000 losses each take 4 GB on every host,
+      and 12 GB with two parameters beside each loss. All devices of all hosts share the tiles, so
+      that a sweep on H hosts takes 1/H of the time. Every host holds the whole result, unless there
+      is a ``checkpoint_dir``, which all must see: each process writes what it computes, and if one
+      dies, the others finish their share and raise an error. Started again, they do what is
+      missing.
 
     Raises:
       TypeError, ValueError: before anything is compiled, if an axis is not one of these kinds, if
@@ -98,7 +101,7 @@ def sweep(
         objects (return less: optimizers have states of different shapes, but their losses have the
         same), if the result would not fit into the host's memory or onto the disk, or if
         ``checkpoint_dir`` holds another sweep, with the difference.
-      RuntimeError: if another sweep is writing to ``checkpoint_dir``.
+      RuntimeError: if another sweep is writing to ``checkpoint_dir``, or a process has died.
       OSError: if results could not be written; those before them are committed.
 
     >>> import jax.numpy as jnp, optax, jaxfit
@@ -128,14 +131,19 @@ def sweep(
     if batch_size is None and kept is not None:
         batch_size = kept["batch_size"]
     if batch_size is None:
-        batch_size = tiles.default_batch_size(devices, number, size)
+        carried = carried_by(variants, inside)
+        batch_size = tiles.default_batch_size(devices, number, size, carried)
 
     with contextlib.ExitStack() as stack:
         if path is None:
             _check_memory(len(variants) * number, size)
             sink: SweepSink = InMemory(parsed, like)
         else:
-            sink = stack.enter_context(open_directory(path, parsed, variants, result, batch_size))
+            sink = stack.enter_context(
+                open_directory(path, parsed, variants, result, batch_size, devices)
+            )
+            own = [device for device in devices if device.process_index == jax.process_index()]
+            devices = own or devices  # a process without devices has no tiles either
         wanted = sink.wanted(batch_size)
         total = len(variants) * number
         left = total if wanted is None else min(total, sum(map(len, wanted)) * batch_size)

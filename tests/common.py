@@ -21,6 +21,14 @@ from jaxfit.models import linear
 loss = objective(linear, mse)  # the lesson's
 guess = jnp.array([-1.0, 1.0])
 
+TILES = "jit(run_tiles)"  # the program of a sweep
+compiled = []  # the names of the programs that XLA has compiled so far
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, duration, fun_name="", **_: (
+        compiled.append(fun_name) if "backend_compile" in event else None
+    )
+)
+
 
 def assert_same_bits(one, other):
     """Every bit of every array is the same; NaNs too."""
@@ -102,15 +110,15 @@ def process(code, *arguments, **environment):
     )
 
 
-def two_processes(code, *arguments):
+def two_processes(code, *arguments, ends=(0, 0)):
     """What two say who work together; they are given an address and which they are, too."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     said = []
     with process(code, *arguments, address, 0) as one, process(code, *arguments, address, 1) as two:
-        for running in one, two:
+        for running, end in zip((one, two), ends, strict=True):
             out, complaint = running.communicate(timeout=300)
-            assert running.returncode == 0, complaint
+            assert running.returncode == end, complaint
             said.append((out, complaint))
     return said

@@ -11,12 +11,7 @@ import optax
 import pytest
 
 import jaxfit
-from tests.common import assert_same_bits, guess, loss
-
-compiled = []
-jax.monitoring.register_event_duration_secs_listener(
-    lambda event, duration, **_: compiled.append(event) if "backend_compile" in event else None
-)
+from tests.common import assert_same_bits, compiled, guess, loss
 
 sgd = optax.sgd(0.1)
 x, y = jnp.ones((5, 2)), jnp.ones(5)

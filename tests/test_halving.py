@@ -11,10 +11,9 @@ import pytest
 import jaxfit
 from jaxfit import halving as halving_function
 from jaxfit._drive.rungs import share_out
-from jaxfit._drive.variant import run_tiles
 from jaxfit.halving import halving
 from jaxfit.search import log_uniform, samples
-from tests.common import assert_close, assert_same_bits, guess, loss
+from tests.common import TILES, assert_close, assert_same_bits, compiled, guess, loss
 
 KEYS = jax.random.split(jax.random.key(5), 2)
 RATES = np.geomspace(1e-3, 0.5, 6).astype(np.float32)
@@ -156,12 +155,11 @@ def test_brackets_begin_later_and_cost_about_the_same():
 
 
 def test_a_second_race_compiles_nothing():
-    programs = run_tiles._cache_size
     axes = {"target": jnp.arange(9.0)}
     first = halving(counted, axes, 9, batch_size=3)
-    before = programs()
+    compiled.clear()
     assert_same_bits(halving(counted, axes, 9, batch_size=3).values, first.values)
-    assert programs() == before
+    assert not compiled
 
 
 def test_progress_counts_every_rung(capsys):
@@ -208,9 +206,8 @@ BAD = {
 
 @pytest.mark.parametrize(("call", "sentence"), BAD.values(), ids=BAD)
 def test_bad_input_is_refused_in_a_sentence_and_before_anything_is_compiled(call, sentence):
-    programs = run_tiles._cache_size
-    before = programs()
+    compiled.clear()
     with pytest.raises((TypeError, ValueError), match=sentence) as refused:
         call()
     assert str(refused.value).count("\n") == 0 and str(refused.value).endswith(".")
-    assert programs() == before
+    assert TILES not in compiled

@@ -19,12 +19,16 @@ from hypothesis import strategies as st
 
 import jaxfit
 from jaxfit import sweep as sweep_function
+from jaxfit._drive import host
+from jaxfit._drive.axes import parse
 from jaxfit._drive.tiles import default_batch_size
-from jaxfit._drive.variant import run_tiles
+from jaxfit._drive.variant import carried_by, variants_of
 from jaxfit.sweep import Sweep, sweep
 from tests.common import (
+    TILES,
     assert_close,
     assert_same_bits,
+    compiled,
     guess,
     loss,
     perceptron,
@@ -110,6 +114,25 @@ def test_the_number_of_devices_changes_no_bit(problem):
         axes = {**AXES, "optimizer": {name: OPTIMIZERS[name]}}
         one = sweep(fn, axes, batch_size=4, devices=jax.devices()[:1])
         assert_same_bits(one.sel(optimizer=name).values, batched.sel(optimizer=name).values)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 5])
+def test_the_number_of_threads_changes_no_bit(problem, cores, monkeypatch):
+    fn, _, _, batched = problem
+    monkeypatch.setattr(host, "cores", lambda: cores)
+    axes = {**AXES, "optimizer": {"sgd": optax.sgd, "adam": optax.adam}}
+    one = sweep(fn, axes, batch_size=4, devices=jax.devices()[1:])
+    for name in axes["optimizer"]:
+        assert_same_bits(one.sel(optimizer=name).values, batched.sel(optimizer=name).values)
+
+
+def test_threads_run_under_the_configuration_of_the_caller(monkeypatch):
+    monkeypatch.setattr(host, "cores", lambda: 2)
+    with jax.enable_x64(True):
+        axes = {"by": [2, 3], "x": np.arange(5.0)}
+        result = sweep(lambda by, x: by * x / 3, axes, batch_size=2, devices=jax.devices()[:1])
+    assert result.values.dtype == np.float64
+    np.testing.assert_allclose(result.values, np.outer([2, 3], np.arange(5) / 3), 1e-15)
 
 
 def slope_of_a_run(line):
@@ -553,14 +576,13 @@ def test_a_second_sweep_traces_and_compiles_nothing_and_a_part_of_a_tile_neither
         traced.append(width)
         return lr * jnp.ones(width).sum()
 
-    programs = run_tiles._cache_size
-    before = programs()
+    compiled.clear()
     run = lambda rates: sweep(fn, {"width": [2, 3], "lr": rates}, batch_size=2)
     run(RATES)
-    compiled, first = programs() - before, list(traced)
-    assert compiled == 2 and sorted(set(first)) == [2, 3]
+    first = list(traced)
+    assert compiled.count(TILES) == 2 and sorted(set(first)) == [2, 3]
     np.testing.assert_allclose(run(2 * RATES[:3]).values, np.outer([4, 6], RATES[:3]), 1e-6)
-    assert programs() - before == compiled and traced == first
+    assert compiled.count(TILES) == 2 and traced == first
 
 
 def test_things_that_cannot_be_hashed_are_known_by_their_identity():
@@ -575,12 +597,11 @@ def test_things_that_cannot_be_hashed_are_known_by_their_identity():
 
     thing = {"by": 2}
     double = Scale(2)
-    programs = run_tiles._cache_size
-    before = programs()
+    compiled.clear()
     for _ in range(2):
         result = sweep(double, {"thing": {"two": thing}, "x": jnp.arange(3)})
         np.testing.assert_array_equal(result.values, [[0, 4, 8]])
-    assert programs() - before == 1
+    assert compiled.count(TILES) == 1
     tripled = sweep(Scale(3), {"thing": {"two": thing}, "x": jnp.arange(3)})
     np.testing.assert_array_equal(tripled.values, [[0, 6, 12]])
 
@@ -591,43 +612,72 @@ def test_true_and_one_are_not_one_program():
     np.testing.assert_array_equal(result.values, [[0, 1], [10, 11]])
 
 
+@pytest.mark.parametrize("cores", [1, 2, 8])
+def test_every_core_of_a_cpu_has_a_tile(cores, monkeypatch):
+    monkeypatch.setattr(host, "cores", lambda: cores)
+    devices = jax.devices()
+    assert default_batch_size(devices[:1], 1000, 4, 4) == {1: 250, 2: 250, 8: 125}[cores]
+    assert default_batch_size(devices, 1000, 4, 4) == {1: 250, 2: 250, 8: 125}[cores]
+    assert default_batch_size(devices[:1], 3, 4, 4) == {1: 3, 2: 2, 8: 1}[cores]
+
+
 @pytest.mark.parametrize(
-    ("platform", "limit", "devices", "number", "size", "expected"),
+    ("platform", "limit", "devices", "number", "size", "carried", "expected"),
     [
-        ("cpu", 2**33, 1, 10**5, 4, 256),
-        ("cpu", 2**33, 2, 100, 4, 50),
-        ("cpu", 2**33, 1, 300, 4, 150),  # two tiles, evened out
-        ("cpu", 2**33, 8, 3, 4, 1),
-        ("gpu", 2**33, 1, 10**5, 4, 14286),
-        ("gpu", 2**33, 1, 10**5, 2**24, 64),  # an eighth of the memory
-        ("gpu", 2**33, 1, 10**5, 2**40, 1),
+        ("cpu", 2**33, 1, 10**5, 4, 8, 256),
+        ("cpu", 2**33, 2, 100, 4, 8, 50),
+        ("cpu", 2**33, 1, 300, 4, 8, 150),  # two tiles, evened out
+        ("cpu", 2**33, 8, 3, 4, 8, 1),
+        ("cpu", 2**33, 1, 10**5, 4, 2**16, 64),  # 4 MB of state
+        ("cpu", 2**33, 1, 10**5, 4, 2**24, 1),
+        ("gpu", 2**33, 1, 10**5, 4, 2**24, 14286),
+        ("gpu", 2**33, 1, 10**5, 2**24, 8, 64),  # an eighth of the memory
+        ("gpu", 2**33, 1, 10**5, 2**40, 8, 1),
     ],
 )
-def test_a_tile_fits_into_a_device(platform, limit, devices, number, size, expected):
-    device = types.SimpleNamespace(platform=platform, memory_stats=lambda: {"bytes_limit": limit})
-    assert default_batch_size([device] * devices, number, size) == expected
+def test_a_tile_fits_into_a_device(
+    platform, limit, devices, number, size, carried, expected, monkeypatch
+):
+    monkeypatch.setattr(host, "cores", lambda: 1)
+    device = types.SimpleNamespace(
+        process_index=0, platform=platform, memory_stats=lambda: {"bytes_limit": limit}
+    )
+    assert default_batch_size([device] * devices, number, size, carried) == expected
+
+
+def test_what_a_run_carries_is_its_state(line):
+    def fn(optimizer, lr):
+        return jaxfit.train(loss, guess, optimizer(lr), 5, data=line).trajectory["loss"]
+
+    def carried(**optimizers):
+        axes = parse({"optimizer": optimizers, "lr": RATES})
+        return carried_by(variants_of(fn, axes), axes[1:])
+
+    # Adam has two averages of two parameters, and a counter.
+    assert carried(adam=optax.adam) == carried(sgd=optax.sgd) + 4 * (2 * 2 + 1) < 200
+    assert carried(sgd=optax.sgd, adam=optax.adam) == carried(adam=optax.adam)
 
 
 INTERRUPTED = """
 import os
 import signal
-import time
 import jax
 import optax
+from jax.experimental import io_callback
 from jaxfit import sweep, train
 from tests.common import loss
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background process ignores
 
+def begin(lr):
+    os.write(1, b"begun ")  # at once, also by two threads
+    return lr
+
 def fn(lr):  # minutes of work
+    lr = io_callback(begin, lr, lr)
     data = jax.numpy.ones((100, 2)), jax.numpy.ones(100)
     return train(loss, jax.numpy.zeros(2), optax.sgd(lr), 2**30, data=data, record_every=2**30)
 
-def sleep(seconds, sleep=time.sleep):
-    print("waiting", flush=True)
-    sleep(seconds)
-
-time.sleep = sleep
 try:
     sweep(fn, {"lr": jax.numpy.arange(9.0)}, batch_size=1)
 except KeyboardInterrupt:
@@ -641,7 +691,7 @@ finally:
 def test_an_interrupted_sweep_does_not_wait_for_its_tile():
     with process(INTERRUPTED) as running:
         try:
-            assert running.stdout.readline() == "waiting\n"
+            assert running.stdout.read(6) == "begun "
             running.send_signal(signal.SIGINT)
             said, complaint = running.communicate(timeout=60)
         finally:
@@ -803,6 +853,10 @@ REFUSED = {
         lambda: sweep(lambda lr: good, {"lr": rates}),
         "fn returned <function .*, but a sweep needs at least one array: return what to keep",
     ),
+    "closed over": (
+        lambda: jax.grad(lambda a: sweep(lambda lr: lr * a, {"lr": rates}).values.sum())(2.0),
+        "what fn closes over is traced, but sweep is driven from Python",
+    ),
     "traced": (
         lambda: jax.jit(lambda lr: sweep(good, {"lr": lr}).values)(rates),
         "axis 'lr' is traced, but sweep is driven from Python",
@@ -826,9 +880,8 @@ REFUSED = {
 
 @pytest.mark.parametrize(("call", "sentence"), REFUSED.values(), ids=REFUSED)
 def test_bad_input_is_refused_in_a_sentence_and_before_anything_is_compiled(call, sentence):
-    programs = run_tiles._cache_size
-    before = programs()
+    compiled.clear()
     with pytest.raises((TypeError, ValueError), match=sentence) as refused:
         call()
     assert str(refused.value).count("\n") == 0 and str(refused.value).endswith(".")
-    assert programs() == before
+    assert TILES not in compiled

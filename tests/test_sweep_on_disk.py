@@ -24,8 +24,7 @@ from jaxfit import sweep
 from jaxfit._disk.blocks import Blocks
 from jaxfit._disk.rows import DiskValues
 from jaxfit._disk.sweeps import SweepDirectory
-from jaxfit._drive.variant import run_tiles
-from tests.common import assert_same_bits, process, two_processes
+from tests.common import TILES, assert_same_bits, compiled, process, two_processes
 
 KEYS = jax.random.split(jax.random.key(5), 5)
 RATES = np.geomspace(1e-3, 1, 7).astype(np.float32)
@@ -102,10 +101,10 @@ def test_a_sweep_on_disk_is_the_sweep_in_memory(kept, whole):
 
 
 def test_a_finished_sweep_is_returned_without_computing(kept, whole, monkeypatch):
-    before = run_tiles._cache_size()
     counted = Counted(monkeypatch)
+    compiled.clear()
     assert_same_bits(read(sweep(fn, AXES, checkpoint_dir=kept, batch_size=4)), whole)
-    assert counted.runs == 0 and run_tiles._cache_size() == before
+    assert counted.runs == 0 and TILES not in compiled
 
 
 @pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1)])
@@ -432,3 +431,41 @@ def test_two_processes_share_a_directory(whole, tmp_path):
     for said, _ in two_processes(TOGETHER, tmp_path):
         expected = hashlib.sha256(np.ascontiguousarray(whole["loss"])).hexdigest()
         assert re.findall("[0-9a-f]{64}", said) == [expected] * 2
+
+
+ONE_DIES = """
+import os, signal, sys
+import jax
+import numpy as np
+jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
+from jaxfit import sweep
+from jaxfit._disk.sweeps import SweepDirectory
+from tests.test_sweep_on_disk import AXES, fn
+
+write, written = SweepDirectory._write, []
+
+def write_and_die(directory, arrays, box):
+    write(directory, arrays, box)
+    written.append(box)
+    if jax.process_index() == 1 and len(written) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+SweepDirectory._write = write_and_die
+try:
+    sweep(fn, AXES, batch_size=2, checkpoint_dir=sys.argv[1])
+except RuntimeError as error:
+    print(len(written), error, flush=True)
+os._exit(0)  # the other is missed at a regular end
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_others_and_the_same_call_goes_on(
+    whole, tmp_path, monkeypatch
+):
+    (said, _), (nothing, _) = two_processes(ONE_DIES, tmp_path, ends=(0, -9))
+    sentence = "another process has ended before its time: start all processes again, and they go"
+    assert f"\n21 {sentence}" in said and "\n" not in nothing[:-1]  # half of the 42 blocks
+    counted = Counted(monkeypatch)
+    assert_same_bits(read(sweep(fn, AXES, batch_size=2, checkpoint_dir=tmp_path)), whole)
+    assert 0 < counted.runs < 35

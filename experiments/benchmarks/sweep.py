@@ -1,4 +1,4 @@
-"""Time many runs at once: ``jaxfit.sweep`` beside vmap by hand, a Python loop and PyTorch.
+"""Time many runs at once: ``jaxfit.sweep`` beside vmap by hand, a Python loop, PyTorch and C.
 
 Two problems, whose runs keep the parameters and the loss of every step in float32:
 
@@ -9,21 +9,28 @@ Two problems, whose runs keep the parameters and the loss of every step in float
 
 Every round runs each contender once, in turn, so that a busy machine slows all of them; the tables
 show medians over the rounds, and their ratios to the first contender's. A Python loop makes a few
-of the runs, PyTorch a few of the steps. Before any timing, all must agree on the losses.
+of the runs, PyTorch a few of the steps. C uses one core, where there is a compiler. Before any
+timing, all must agree on the losses.
 
-The third table is the line for 100 to 100,000 runs that keep their last loss, each sweep in a
-process of its own: time per run and step, and the process's peak memory.
+The third table is the line for 100 to 1,000,000 runs that keep their last loss, each sweep in a
+process of its own: time per run and step, and the process's peak memory. The last line is the time
+to the first result of 16 rates of eight optimizers on the digits, each a program of its own.
 
     python -m experiments.benchmarks.sweep
 """
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import os
+import pathlib
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +51,8 @@ STEPS = 1000
 LOOP_RUNS = 16  # of the Python loop, whose time per run is constant
 TORCH_STEPS = 20  # of PyTorch, whose time per step is constant
 RATES = {"line": np.linspace(0.01, 0.9, 4096), "digits": np.geomspace(1e-5, 1e-1, 256)}
-SCALING = 100, 1_000, 10_000, 100_000
+SCALING = 100, 1_000, 10_000, 100_000, 1_000_000
+OPTIMIZERS = "sgd", "adam", "lion", "adagrad", "rmsprop", "yogi", "nadam", "adamax"
 
 
 def by_hand(problem: Problem, optimizer: Callable, batch_at: Callable, keep: Callable) -> Callable:
@@ -130,6 +138,24 @@ def torch_vmapped(problem: Problem, rates: np.ndarray, batch_at: Callable) -> Co
     return Contender("torch.func.vmap", len(rates) * TORCH_STEPS, run)
 
 
+def in_c(problem: Problem, rates: np.ndarray) -> Contender:
+    """Return a contender that makes the runs of the line in C, on one core."""
+    source, folder = pathlib.Path(__file__).with_name("_line.c"), tempfile.mkdtemp()
+    options = ["-O3", "-march=native", "-ffast-math", "-shared", "-fPIC"]
+    subprocess.run(["cc", *options, source, "-o", f"{folder}/line.so"], check=True)
+    line_in_c = ctypes.CDLL(f"{folder}/line.so").line
+    (x, y), lanes = jax.device_get(problem.data), 16
+    x, y = np.ascontiguousarray(x[:, 0]), np.ascontiguousarray(y)
+    pointer = lambda array: array.ctypes.data_as(ctypes.c_void_p)
+
+    def run():
+        kept = [np.empty((len(rates) // lanes, STEPS, lanes), np.float32) for _ in range(3)]
+        line_in_c(len(rates), STEPS, len(x), *map(pointer, (rates, x, y, *kept)))
+        return [leaf.swapaxes(1, 2).reshape(-1, STEPS) for leaf in kept]
+
+    return Contender("C, runs in vector lanes, one core", len(rates) * STEPS, run)
+
+
 def contend(name: str) -> list[Contender]:
     """Return all contenders for a problem; the others are compared with the first."""
     rates = RATES[name].astype(np.float32)
@@ -148,12 +174,16 @@ def contend(name: str) -> list[Contender]:
     fn = by_jaxfit(problem, optimizer, data, keep)
     contenders = [
         vmapped("jax.vmap of a scan by hand", hand, rates),
-        swept("jaxfit.sweep", fn, rates),
-        swept("jaxfit.sweep, on one device", fn, rates, devices=first),
+        swept("jaxfit.sweep", fn, rates, devices=first),
+        swept("jaxfit.sweep, a device for each core", fn, rates),
     ]
     if name == "line":
         fast = by_jaxfit(ours, optimizer, data, keep)
-        contenders.append(swept("jaxfit.sweep, jaxfit's linear and mse", fast, rates))
+        contenders.append(
+            swept("jaxfit.sweep, jaxfit's linear and mse", fast, rates, devices=first)
+        )
+        if shutil.which("cc"):
+            contenders.append(in_c(problem, rates))
     contenders.append(looped("a Python loop over a jitted scan by hand", hand, rates))
     return contenders + ([torch_vmapped(problem, rates, batch_at)] if torch else [])
 
@@ -182,27 +212,64 @@ def scale(number: int) -> None:
     print(f"{number:,}|{1e9 * duration / number / STEPS:.1f}|{duration:.2f}|{memory:.0f}")
 
 
+def first_result(by: str) -> None:
+    """Print the seconds until all runs of eight optimizers are there, compiled for the first time.
+
+    Args:
+      by: ``"sweep"``, or ``"hand"`` for a loop over jitted and vmapped scans.
+    """
+    problem, rates = digits(20), np.geomspace(1e-4, 1e-2, 16).astype(np.float32)
+    arrays = jax.tree.map(jnp.asarray, all_digits())
+    batches = jaxfit.minibatches(arrays, 64, jax.random.key(0))
+    keep, optimizers = (
+        lambda loss, params: loss,
+        {name: getattr(optax, name) for name in OPTIMIZERS},
+    )
+    jax.block_until_ready(batches(0))
+    start = time.perf_counter()
+    if by == "sweep":
+
+        def fn(optimizer, lr):
+            return by_jaxfit(problem, optimizer, batches, keep)(lr)
+
+        jaxfit.sweep(fn, {"optimizer": optimizers, "lr": rates})
+    else:
+        for optimizer in optimizers.values():
+            jax.device_get(jax.jit(jax.vmap(by_hand(problem, optimizer, batches, keep)))(rates))
+    print(f"{time.perf_counter() - start:.2f}")
+
+
+def in_a_process(*arguments: str) -> str:
+    """Return what this benchmark prints in a process of its own."""
+    command = [sys.executable, "-m", "experiments.benchmarks.sweep", *arguments]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return said.strip()
+
+
 def main() -> None:
     """Check and time all contenders, and print the tables."""
     parser = _bench.parser("sweep", __doc__, repeats=7)
     parser.add_argument("--scale", type=int, metavar="N", help="only sweep N rates of the line")
+    parser.add_argument("--first", choices=["sweep", "hand"], help="only time the first result")
     args = _bench.parse(parser)
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
     if args.scale:
-        scale(args.scale)
-        return
+        return scale(args.scale)
+    if args.first:
+        return first_result(args.first)
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
     for name in RATES if datasets else ["line"]:
         contenders = contend(name)
         check(contenders)
         title = f"{name}, {len(RATES[name]):,} rates, {STEPS:,} steps"
         _bench.print_comparison(args, title, contenders, "µs per run and step")
-    command = [sys.executable, "-m", "experiments.benchmarks.sweep", "--scale"]
-    lines = [
-        subprocess.run([*command, str(n)], check=True, capture_output=True, text=True).stdout
-        for n in SCALING
-    ]
+    lines = [in_a_process("--scale", str(n)).split("|") for n in SCALING]
     head = "runs of the line", "ns per run and step", "s", "MB of memory at most"
-    _bench.print_table(args, head, [tuple(line.strip().split("|")) for line in lines])
+    _bench.print_table(args, head, lines)
+    if datasets:
+        rounds = [[in_a_process("--first", by) for by in ("hand", "sweep")] for _ in range(3)]
+        hand, ours = np.median(np.array(rounds, float), axis=0)
+        head = "time to the first result, eight optimizers, s", "by hand", "jaxfit.sweep"
+        _bench.print_table(args, head, [("", f"{hand:.2f}", f"{ours:.2f} ({ours / hand:.2f})")])
     _bench.print_source(parser)
 
 

@@ -43,7 +43,13 @@ def raise_in_all_processes() -> Iterator[None]:
     except Exception as caught:
         error = caught
     if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.int32(error is not None))
+        try:
+            failed = multihost_utils.process_allgather(np.int32(error is not None))
+        except Exception as lost:
+            raise error or RuntimeError(
+                "another process has ended before its time: start all processes again, and they go "
+                "on from what is committed."
+            ) from lost
         if error is None and np.any(failed):
             error = RuntimeError("another process could not use checkpoint_dir, and says why.")
     if error is not None:

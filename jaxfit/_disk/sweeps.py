@@ -35,8 +35,10 @@ _PENDING = 2  # blocks that wait to be written
 class SweepDirectory:
     """A directory open for writing; no other sweep can write to it until it is closed.
 
+    Several processes share the blocks, and each writes its own.
+
     Attributes:
-      missing: which blocks are not committed, bool [variants, blocks].
+      missing: which blocks this process is to make, bool [variants, blocks].
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class SweepDirectory:
         blocks: Blocks,
         variables: Sequence[Variable],
         coordinates: dict[str, tuple[str, np.ndarray]],
+        owners: Sequence[int],
     ) -> None:
         """Open the directory of a sweep, or make a new one.
 
@@ -55,6 +58,7 @@ class SweepDirectory:
           blocks: the blocks.
           variables: the arrays ``[*axes, …]`` that the runs return, and ``done`` as the last.
           coordinates: by the names of their variables, an axis and labels ``[items]`` on it.
+          owners: the process of every device that computes.
         """
         zarr.import_tensorstore()
         self._store, self._blocks = path / "values.zarr", blocks
@@ -73,15 +77,13 @@ class SweepDirectory:
                     self._lock = lock(path, "sweep")
                     prepare(path, manifest)
                     self._write_descriptions(coordinates)
-                    self._arrays = {
-                        one.name: zarr.open_array(self._store, one.name)
-                        for one in filter(_size, self._variables)
-                    }
-                    self._marks = zarr.open_array(self._store, self._done.name)
+                    self._open_arrays()
                     self._find_missing()
                     self._check_room()
             if jax.process_count() > 1:
-                self.missing = multihost_utils.broadcast_one_to_all(self.missing)
+                self._open_arrays()
+                self.missing = np.array(multihost_utils.broadcast_one_to_all(self.missing))
+                self._take_share(sorted(owners))
         except BaseException:
             self._close()
             raise
@@ -107,8 +109,6 @@ class SweepDirectory:
         Raises:
           OSError: if a block before it could not be written.
         """
-        if jax.process_index() != 0:
-            return
         first = int(np.searchsorted(self._bounds, runs.start, side="right")) - 1
         for block in range(first, len(self._bounds) - 1):
             begin, end = int(self._bounds[block]), int(self._bounds[block + 1])
@@ -157,6 +157,17 @@ class SweepDirectory:
         for name, (_, labels) in coordinates.items():
             if not (self._store / name / "c" / "0").is_file():
                 zarr.write_coordinate(self._store, name, labels)
+
+    def _open_arrays(self) -> None:
+        stored = filter(_size, self._variables)
+        self._arrays = {one.name: zarr.open_array(self._store, one.name) for one in stored}
+        self._marks = zarr.open_array(self._store, self._done.name)
+
+    def _take_share(self, owners: Sequence[int]) -> None:
+        """Leave to other processes what their devices are to compute of what is missing."""
+        places = np.flatnonzero(self.missing)
+        owner = np.asarray(owners)[np.arange(len(places)) * len(owners) // max(1, len(places))]
+        self.missing.flat[places[owner != jax.process_index()]] = False
 
     def _find_missing(self) -> None:
         """Find the blocks that are not committed: read all, and remove what is damaged."""

@@ -1,9 +1,10 @@
-"""The host: waiting for devices, gathering from other processes, memory."""
+"""The host: waiting for devices, gathering from other processes, memory, cores."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,8 +14,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 def wait(tree: Any) -> None:
     """Wait for arrays; unlike XLA's own waiting, Ctrl-C interrupts it."""
     leaves = jax.tree.leaves(tree)
+    wait_until(lambda: all(leaf.is_ready() for leaf in leaves))
+
+
+def wait_until(is_done: Callable[[], bool]) -> None:
+    """Wait for something; unlike waiting for a lock, Ctrl-C always interrupts it."""
     pause = 1e-5
-    while not all(leaf.is_ready() for leaf in leaves):
+    while not is_done():
         time.sleep(pause)
         pause = min(2 * pause, 5e-3)
 
@@ -40,3 +46,10 @@ def memory() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return None
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

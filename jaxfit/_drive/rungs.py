@@ -13,7 +13,7 @@ import numpy as np
 from jaxfit import _check, _tree
 from jaxfit._drive import tiles
 from jaxfit._drive.axes import Axis
-from jaxfit._drive.variant import Variant, result_of
+from jaxfit._drive.variant import Variant, carried_by, result_of
 from jaxfit._tree import StaticLeaf
 from jaxfit._types import PyTree
 
@@ -136,9 +136,12 @@ class Field:
         """
         number = math.prod(map(len, self.axes))
         groups = np.split(np.arange(len(ids)), np.searchsorted(ids, self._starts(number)))
-        largest = max(map(len, groups))
-        batch_size = self.batch_size or tiles.default_batch_size(self.devices, largest, size)
-        for leg, places in zip(self._legs(length), groups, strict=True):
+        legs, batch_size = self._legs(length), self.batch_size
+        if batch_size is None:
+            one = self._members(ids[:1] % number, jax.tree.map(lambda leaf: leaf[:1], state))
+            largest, carried = max(map(len, groups)), carried_by(legs, [one])
+            batch_size = tiles.default_batch_size(self.devices, largest, size, carried)
+        for leg, places in zip(legs, groups, strict=True):
             if len(places):
                 own = jax.tree.map(lambda leaf, places=places: leaf[places], state)
                 axis = self._members(ids[places] % number, own)

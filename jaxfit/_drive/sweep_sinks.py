@@ -72,6 +72,7 @@ def open_directory(
     variants: Sequence[Variant],
     result: PyTree,
     batch_size: int,
+    devices: Sequence[jax.Device],
 ) -> SweepDirectory:
     """Open the directory of a sweep.
 
@@ -81,6 +82,7 @@ def open_directory(
       variants: all variants.
       result: what one run returns, packed.
       batch_size: how many runs a tile has.
+      devices: the devices that compute, of all processes.
     """
     inside = [axis for axis in axes if axis.inside]
     number, size = math.prod(map(len, inside)), _tree.nbytes(result)
@@ -107,7 +109,8 @@ def open_directory(
     variables.append(Variable(done, dimensions, blocks.lengths, np.dtype(bool), blocks.chunk))
     kept = [(axis.name, axis.items if axis.inside else list(axis.labels)) for axis in axes]
     manifest = fingerprint(kept, result, batch_size, blocks, trace(variants, inside))
-    return SweepDirectory(path, manifest, blocks, variables, coordinates)
+    owners = [device.process_index for device in devices]
+    return SweepDirectory(path, manifest, blocks, variables, coordinates, owners)
 
 
 def _chunk(blocks: Blocks, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxfit import _check, _tree
 from jaxfit._disk.rows import DiskValues
 from jaxfit._drive.axes import Axis
+from jaxfit._guard import equations
 from jaxfit._tree import StaticLeaf
 from jaxfit._types import PyTree
 
@@ -88,6 +89,9 @@ def result_of(variants: Sequence[Variant], axes: Sequence[Axis]) -> PyTree:
     """
     items = {axis.name: jax.tree.map(lambda leaf: leaf[0], axis.items) for axis in axes}
     results = [_member.eval_shape(variant, items) for variant in variants]
+    for variant in variants:
+        closed_over = jax.make_jaxpr(functools.partial(_member, variant))(items).consts
+        _check.concrete("what fn closes over", closed_over, "sweep")
     traced = results
     if _objects(results[0]):  # if fn makes them, they differ when it is traced again
         traced = [*results, jax.eval_shape(functools.partial(_run, variants[0]), items)]
@@ -100,6 +104,22 @@ def trace(variants: Sequence[Variant], axes: Sequence[Axis]) -> list[jax.stages.
     """Return the program of one run of each variant, for a fingerprint."""
     items = {axis.name: jax.tree.map(lambda leaf: leaf[0], axis.items) for axis in axes}
     return [_member.trace(variant, items) for variant in variants]
+
+
+def carried_by(variants: Sequence[Variant], axes: Sequence[Axis]) -> int:
+    """Return the bytes that a run carries from step to step, in the largest loop of all variants.
+
+    Args:
+      variants: all variants.
+      axes: the axes inside a program.
+    """
+    most = 0
+    for traced in trace(variants, axes):
+        for equation in equations(traced.jaxpr.jaxpr):
+            if equation.primitive.name in ("scan", "while"):
+                carry = equation.outvars[: equation.params.get("num_carry")]
+                most = max(most, sum(one.aval.size * one.aval.dtype.itemsize for one in carry))
+    return most
 
 
 def restore(result: PyTree, arrays: Sequence[np.ndarray | DiskValues]) -> PyTree:
