@@ -25,7 +25,7 @@ import ctypes
 import dataclasses
 import os
 import pathlib
-import resource
+import re
 import shutil
 import subprocess
 import sys
@@ -208,7 +208,9 @@ def scale(number: int) -> None:
 
     rates = np.linspace(0.01, 0.9, number).astype(np.float32)
     duration = _bench.seconds(lambda: jaxfit.sweep(fn, {"lr": rates}).values)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage, whose peak counts what the process that started this one had.
+    status = pathlib.Path("/proc/self/status").read_text()
+    memory = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
     print(f"{number:,}|{1e9 * duration / number / STEPS:.1f}|{duration:.2f}|{memory:.0f}")
 
 
