@@ -62,6 +62,7 @@ def curvature(
 
     By Lanczos's method (from matfree) with full reorthogonalisation, on products of the Hessian
     with vectors, so that it is never formed. Multiple eigenvalues come as often as they are there.
+    Under ``jax.jit`` it is compiled once, and outside at every call, which costs about a second.
 
     Args:
       loss: the loss, as `jaxfit.train` takes it.
