@@ -149,6 +149,7 @@ class Recorder(_Renderer):  # type: ignore[misc]
         self.writer = Writer()
         self.sheets, self.is_moving = sheets, False
         self._ids: dict[tuple[str, str], int] = {}
+        self._shapes: dict[tuple[bytes, bytes | None], tuple[np.ndarray, str]] = {}  # of markers
 
     def definitions(self) -> str:
         """Return all that has been defined so far, clips and hatches included."""
@@ -211,12 +212,15 @@ class Recorder(_Renderer):  # type: ignore[misc]
             super().draw_markers(gc, marker_path, marker_trans, path, trans, rgbFace)
             return
         shape = (marker_trans + Affine2D().scale(1, -1)).transform_path(marker_path)
-        start, steps = relative(shape)
+        key = shape.vertices.tobytes(), None if shape.codes is None else shape.codes.tobytes()
+        if key not in self._shapes:
+            self._shapes[key] = relative(shape)
+        start, steps = self._shapes[key]
         moved = self._make_flip_transform(trans) + Affine2D().translate(*start)
         places = self._convert_path(path, moved, simplify=False).replace("L", "M").split("M")[1:]
         self.writer.element(
             "path",
-            d="".join(f"M{place}{steps}" for place in places),
+            d=f"M{f'{steps}M'.join(places)}{steps}" if places else "",
             style=self._get_style(gc, rgbFace),
             **self._get_clip_attrs(gc),
         )
