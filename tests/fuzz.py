@@ -254,8 +254,6 @@ MODELS = {
     "mixed": mixed,
 }
 REAL = {"relu", "gelu", "silu", "softmax", "layer norm", "attention", "special", "mixed"}
-# Without functions of which LLVM computes several at a time in one program and not in another.
-ALGEBRAIC = {"scalars", "linear", "transposed", "scaled", "rosenbrock", "product"}
 RECORDERS = {
     "whole": record.whole,
     "everything": everything,
@@ -432,19 +430,16 @@ def _check(case: Case, rng: random.Random, ways: tuple[str, ...]) -> list[str]:
         one = train(steps=first, record=RECORDERS[rng.choice(names)])
         two = train(one.state, case.steps - first, record=RECORDERS[rng.choice(names)])
         expect(f"state, resumed at {first}", two.state, whole.state)
-        if case.model in ALGEBRAIC:
-            rows = train(record=forward).trajectory
-            lone = train(one.state, 1, record=forward)
-            expect(
-                f"the loss again, of step {first} alone",
-                lone.trajectory,
-                cut(rows, first, first + 1),
-            )
-            expect(
-                "the loss again, sparse",
-                train(record=forward, record_every=3).trajectory,
-                cut(rows, None, None, 3),
-            )
+        rows = train(record=forward).trajectory
+        lone = train(one.state, 1, record=forward)
+        expect(
+            f"the loss again, of step {first} alone", lone.trajectory, cut(rows, first, first + 1)
+        )
+        expect(
+            "the loss again, sparse",
+            train(record=forward, record_every=3).trajectory,
+            cut(rows, None, None, 3),
+        )
     if "replay" in ways:
         framed = train(record=lambda step: step.loss, keyframe_every=rng.choice((3, 7)))
         begin = rng.randrange(case.steps)
@@ -476,8 +471,7 @@ def _check(case: Case, rng: random.Random, ways: tuple[str, ...]) -> list[str]:
             **fixed,
         )
         run = train(record=RECORDERS[name], **evaluated)
-        if case.model in ALGEBRAIC:
-            expect("evaluations of fit", fitted.evaluations, run.evaluations)
+        expect("evaluations of fit", fitted.evaluations, run.evaluations)
         expect(f"state, fitted in chunks of {size}", fitted.state, whole.state)
         expect("rows of fit", fitted.trajectory, RECORDERS[name](whole.trajectory))
     if "sweep" in ways and case.mode == "jit" and (ways == ("sweep",) or rng.random() < 0.5):

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from tests.fuzz import ALGEBRAIC, DATA, DTYPES, OPTIMIZERS, WAYS, Case, check
+from tests.fuzz import DATA, DTYPES, OPTIMIZERS, WAYS, Case, check
 
 # Small problems in float32, where XLA makes one kernel of a loop, and where it does not.
 PROBLEMS = ("scalars", "rosenbrock", "linear", "tanh")
@@ -44,6 +44,13 @@ def test_every_way_to_run_with_carry_and_evaluations(way):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 3])
+def test_evaluations_by_functions_that_llvm_computes_several_at_a_time(number):
+    case = Case("tanh", "momentum", data="minibatches", carry=True, aux=True, steps=5)
+    assert check(case, random.Random(number), ("fit",)) == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
@@ -66,5 +73,4 @@ def test_every_way_to_run_with_carry_and_evaluations(way):
     ids=lambda case: f"{case.model} {case.optimizer} {case.mode}",
 )
 def test_what_was_found(case):
-    ways = ("record", "resume") if case.model in ALGEBRAIC else ("record",)
-    assert check(case, random.Random(0), ways) == []
+    assert check(case, random.Random(0), ("record", "resume")) == []
