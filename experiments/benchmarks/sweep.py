@@ -140,10 +140,11 @@ def torch_vmapped(problem: Problem, rates: np.ndarray, batch_at: Callable) -> Co
 
 def in_c(problem: Problem, rates: np.ndarray) -> Contender:
     """Return a contender that makes the runs of the line in C, on one core."""
-    source, folder = pathlib.Path(__file__).with_name("_line.c"), tempfile.mkdtemp()
+    source = pathlib.Path(__file__).with_name("_line.c")
     options = ["-O3", "-march=native", "-ffast-math", "-shared", "-fPIC"]
-    subprocess.run(["cc", *options, source, "-o", f"{folder}/line.so"], check=True)
-    line_in_c = ctypes.CDLL(f"{folder}/line.so").line
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["cc", *options, source, "-o", f"{folder}/line.so"], check=True)
+        line_in_c = ctypes.CDLL(f"{folder}/line.so").line
     (x, y), lanes = jax.device_get(problem.data), 16
     x, y = np.ascontiguousarray(x[:, 0]), np.ascontiguousarray(y)
     pointer = lambda array: array.ctypes.data_as(ctypes.c_void_p)

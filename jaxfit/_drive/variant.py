@@ -78,7 +78,7 @@ def variants_of(fn: Any, axes: Sequence[Axis], before: Sequence[str] = ()) -> li
 
 
 def result_of(variants: Sequence[Variant], axes: Sequence[Axis]) -> PyTree:
-    """Check that all runs return the same shapes and Python objects, and return what one returns.
+    """Check that all runs return the same shapes and objects, none traced; return what one returns.
 
     Args:
       variants: all variants of the function.
